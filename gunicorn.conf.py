@@ -1,0 +1,7 @@
+"""What `gunicorn _wsgi:app` does unless told otherwise: threads, so that /health is answered during a prediction."""
+
+worker_class = "gthread"
+threads = 8
+graceful_timeout = 20
+control_socket_disable = True
+proc_name = "lplgrad"

@@ -1,0 +1,58 @@
+"""`serve`, `worker` and `demo`: the commands that run until they are ended."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lplgrad_backend.cli.options import Host, Port
+from lplgrad_backend.demo import run as demo_run
+from lplgrad_backend.demo.example import make_example
+from lplgrad_backend.logs import start_logging
+from lplgrad_backend.serving import serve as serve_app
+from lplgrad_backend.settings import read_settings
+from lplgrad_backend.worker import run_worker
+
+
+def serve(host: Host = "0.0.0.0", port: Port = 9090) -> None:
+    """Run the backend: web server, and a worker that trains (not with LPLGRAD_WORKER=external)."""
+    serve_app(read_settings(os.environ), host, port)
+
+
+def worker() -> None:
+    """Run a worker alone, beside a server started with LPLGRAD_WORKER=external."""
+    settings = read_settings(os.environ)
+    start_logging(settings)
+    run_worker(settings)
+
+
+def demo(
+    auto: Annotated[int, typer.Option(help="Let a program label this many images.", min=0)] = 0,
+    port: Port = 9090,
+    label_studio_port: Annotated[int, typer.Option(help="Port of the demo's Label Studio.")] = 8080,
+    folder: Annotated[Path, typer.Option(help="Where all of the demo is kept.")] = Path(".label-studio/demo"),
+    python: Annotated[Path, typer.Option(help="Interpreter of Label Studio's own environment.")] = Path(
+        ".label-studio/venv/bin/python"
+    ),
+) -> None:
+    """Run a real Label Studio with digits to label, connected to this backend."""
+    demo_run.run(
+        read_settings(os.environ),
+        python=python,
+        folder=folder,
+        auto=auto,
+        port=port,
+        label_studio_port=label_studio_port,
+    )
+
+
+def example(
+    email: Annotated[str, typer.Option(envvar="LABEL_STUDIO_USERNAME", help="Whose project it becomes.")],
+    password: Annotated[str, typer.Option(envvar="LABEL_STUDIO_PASSWORD", help="That person's password.")],
+    labels: Annotated[int, typer.Option(help="Digits that a program labels, for the first round.", min=0)] = 10,
+) -> None:
+    """Make the demo's project in the Label Studio that is set, connect it, and wait until its queue is ordered."""
+    make_example(read_settings(os.environ), email, password, labels)

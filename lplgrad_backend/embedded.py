@@ -1,0 +1,64 @@
+"""A worker process kept alive by the web process, so that one command runs everything on one machine."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import subprocess
+import sys
+import threading
+
+from lplgrad_backend.rounds import end_process
+from lplgrad_backend.settings import Settings
+
+log = logging.getLogger(__name__)
+RESTART_SECONDS = 2.0
+
+
+class EmbeddedWorker:
+    """Keeps `python -m lplgrad_backend.worker` running for as long as this process lives.
+
+    The worker takes a lock below MODEL_DIR, so that of several web processes' workers one works and the others wait in
+    line. It leaves when the pipe to this process closes, however this process ends.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._owner: int | None = None
+        self._starting = threading.Lock()
+
+    def ensure(self) -> None:
+        """Start keeping a worker, unless this process does. Cheap: called at every request, since servers fork after
+        the app was made."""
+        if self._owner == os.getpid():
+            return
+        with self._starting:
+            if self._owner != os.getpid():
+                self._owner = os.getpid()
+                stop = threading.Event()
+                keeper = threading.Thread(target=self._keep, args=(stop,), name="worker keeper", daemon=True)
+                keeper.start()
+                atexit.register(_leave, stop, keeper)
+
+    def _keep(self, stop: threading.Event) -> None:
+        environment = {**os.environ, **self._settings.environ()}
+        while not stop.is_set():
+            # a session of its own: Ctrl-C in a terminal reaches this process, which then ends the worker in order
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "lplgrad_backend.worker"],
+                stdin=subprocess.PIPE,
+                env=environment,
+                start_new_session=True,
+            )
+            while worker.poll() is None and not stop.wait(0.2):
+                pass
+            end_process(worker)
+            if not stop.is_set():
+                log.warning("the worker ended with status %s; starting another", worker.returncode)
+                stop.wait(RESTART_SECONDS)
+
+
+def _leave(stop: threading.Event, keeper: threading.Thread) -> None:
+    stop.set()
+    keeper.join()

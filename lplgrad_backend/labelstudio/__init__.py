@@ -1,0 +1,8 @@
+"""Label Studio's REST API, as far as this backend needs it. Nothing else speaks to it.
+
+Verified against Label Studio 1.23.2; the source of each fact is the project's page on how it behaves.
+"""
+
+from lplgrad_backend.labelstudio.client import LabelStudio
+
+__all__ = ["LabelStudio"]

@@ -1,0 +1,346 @@
+"""One look at a project: is a round due? Train, score, save, publish.
+
+Label Studio is the truth and events are hints. `Learner.reconcile` reads what is there, decides purely (`verdict`), and
+acts. It may be interrupted anywhere and called again at any time: a version is saved whole or not at all, and
+publishing adds what is missing.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lplgrad_backend import publication
+from lplgrad_backend.comparison import compare, share_right, split
+from lplgrad_backend.decision import labels_per_class, needs_reading, verdict
+from lplgrad_backend.errors import ImageError, LPLGradError, NotLearnable
+from lplgrad_backend.history import read_history, with_choices, with_version, write_history
+from lplgrad_backend.labeling import (
+    Annotations,
+    Labeling,
+    count_changes,
+    image_uri,
+    parse_label_config,
+    read_annotations,
+)
+from lplgrad_backend.labelstudio import LabelStudio
+from lplgrad_backend.notice import Notice
+from lplgrad_backend.rounds import SCORES, WEIGHTS, Order, Outcome, PoolTask, Progress, RoundStopped, run_round
+from lplgrad_backend.served import served, why_not_newest
+from lplgrad_backend.settings import Settings
+from lplgrad_backend.status import UNREADABLE_KEPT, Mark, Phase, StatusFolder, now
+from lplgrad_backend.store import Manifest, PoolScores, Store, read_scores, version_number
+
+log = logging.getLogger(__name__)
+Heavy = Callable[[Order, Path, Settings, Callable[[Progress], None], threading.Event], Outcome]
+
+
+class Learner:
+    """Keeps the projects' versions and queues in line with their annotations. One `reconcile` at a time per project."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        statuses: StatusFolder,
+        label_studio: LabelStudio | None,
+        stop: threading.Event | None = None,
+        heavy: Heavy = run_round,
+    ) -> None:
+        self.settings, self.store, self.statuses, self.label_studio = settings, store, statuses, label_studio
+        self.stop, self.heavy = stop or threading.Event(), heavy
+
+    def reconcile(self, project: int, *, rounds: bool = True) -> bool:
+        """Look at a project and do what is due. Errors become the project's last error; none is raised.
+
+        Does nothing when another process is at it: that one finds the marks, or the next sweep does.
+
+        Args:
+            rounds: whether to train if a round is due, or only to publish what there is.
+
+        Returns:
+            Whether the project could be looked at.
+        """
+        if self.label_studio is None:
+            log.warning("project %d: LABEL_STUDIO_URL or LABEL_STUDIO_API_KEY is missing: no training", project)
+            return False
+        try:
+            with self.statuses.lock(project) as ours:
+                if ours:
+                    self.store.tidy(project)
+                    self._look(_Look(self, self.label_studio, project), rounds)
+                return ours
+        except LPLGradError:
+            log.exception("project %d: nothing could be written", project)
+            return False
+
+    def _look(self, look: _Look, rounds: bool) -> None:
+        try:
+            look.run(rounds)
+        except RoundStopped:
+            look.update(phase=Phase.IDLE)
+        except KeyboardInterrupt:
+            look.update(phase=Phase.IDLE)
+            raise
+        except NotLearnable as error:
+            log.info("project %d: %s", look.project, error)
+            look.update(phase=Phase.IDLE, due=str(error), last_error=str(error), last_error_at=now())
+            look.clear_marks()
+        except LPLGradError as error:
+            log.warning("project %d: %s", look.project, error)
+            look.update(phase=Phase.IDLE, last_error=str(error), last_error_at=now())
+        except Exception:
+            log.exception("project %d: unexpected", look.project)
+            look.update(phase=Phase.IDLE, last_error="An unexpected error; the log has it.", last_error_at=now())
+
+
+class _Look:
+    """One call of `reconcile`: the project as it stands now, and the steps."""
+
+    def __init__(self, learner: Learner, label_studio: LabelStudio, project: int) -> None:
+        self.settings, self.store, self.statuses = learner.settings, learner.store, learner.statuses
+        self.stop, self.heavy, self.label_studio, self.project = learner.stop, learner.heavy, label_studio, project
+        self.notice = Notice(label_studio, project, learner.settings)
+        self.status = self.statuses.read(project)
+        self.marks = self.statuses.marks(project)
+
+    def run(self, rounds: bool) -> None:
+        row = self.label_studio.project(self.project)
+        labeling = parse_label_config(str(row.get("label_config") or ""), self.statuses.control(self.project))
+        self.update(title=str(row.get("title") or ""))
+        newest = self.store.newest(self.project)
+        trained = self._round_if_due(row, labeling, newest) if rounds else None
+        if trained is not None:
+            row = self.label_studio.project(self.project)  # a round takes a minute, in which people change settings
+            labeling = parse_label_config(str(row.get("label_config") or ""), self.statuses.control(self.project))
+        newest, shown = trained or newest, served(self.store, self.project)
+        if newest is not None and shown is not None:
+            self.update(not_published=why_not_newest(newest, shown))
+            self._publish(row, labeling, shown, fresh=trained is not None)
+        if trained is not None:
+            self.notice.show(read_history(self.store, self.project), training=False)
+        self.update(phase=Phase.IDLE, last_error=None, last_error_at=None)
+        self.clear_marks()
+
+    def update(self, **changes: Any) -> None:
+        if changes.get("phase", self.status.phase) is not self.status.phase:
+            changes["phase_started"] = now()
+        self.status = self.status.model_copy(update=changes)
+        self.statuses.write(self.status)
+
+    def _go_on(self) -> None:
+        """A step is about to begin that need not."""
+        if self.stop.is_set():
+            raise RoundStopped
+
+    def clear_marks(self) -> None:
+        self.statuses.clear_marks(self.project, self.marks)
+
+    # Deciding
+
+    def _round_if_due(self, row: Mapping[str, Any], labeling: Labeling, newest: Manifest | None) -> Manifest | None:
+        counter = row.get("total_annotations_number")
+        age = (now() - self.status.read_at).total_seconds() if self.status.read_at else float("inf")
+        changed_config = newest is not None and newest.labeling != labeling
+        if not changed_config and not needs_reading(
+            self.status, counter, self.marks, self.settings.updates_per_round, age
+        ):
+            self._count_down(int(counter or 0))
+            return None
+        self._go_on()
+        self.update(phase=Phase.READING)
+        annotations = read_annotations(labeling, self.label_studio.annotated_tasks(self.project))
+        before = self.store.annotations(self.project, newest.version) if newest else {}
+        asked = Mark.ROUND in self.marks
+        decision = verdict(
+            labeling, annotations, newest, before, asked=asked, updates_per_round=self.settings.updates_per_round
+        )
+        changes = count_changes(before, annotations.digests)
+        labels = labels_per_class(labeling, annotations)
+        self.update(due=decision.reason, changes=changes, annotations_seen=counter, read_at=now(), labels=labels)
+        known = read_history(self.store, self.project)
+        compared = with_choices(known, self.store, self.project, labeling, annotations.examples)
+        if compared != known:
+            write_history(self.store, self.project, compared)
+        if decision.due:
+            return self._round(labeling, annotations)
+        if asked:
+            raise NotLearnable(f"A round was asked for, but it needs {decision.reason} first.")
+        return None
+
+    def _count_down(self, counter: int) -> None:
+        since = abs(counter - (self.status.annotations_seen or 0))
+        left = self.settings.updates_per_round - self.status.changes - since
+        if "more label(s)" in self.status.due:
+            self.update(due=f"{left} more label(s)")
+
+    # Training
+
+    def _round(self, labeling: Labeling, annotations: Annotations) -> Manifest:
+        started = time.monotonic()
+        self.update(phase=Phase.LOADING, round_started=now(), done=0, total=0)
+        unlabelled = [PoolTask(task=task, uri=uri) for task, uri in self._unlabelled(labeling, None)]
+        pool = self._pool(unlabelled)
+        self._go_on()
+        training, held_out = split(labeling, annotations.examples, labels_per_class(labeling, annotations))
+        order = Order(project=self.project, labeling=labeling, examples=training, held_out=held_out, pool=pool)
+        self.notice.show(read_history(self.store, self.project), training=True)
+        log.info("project %d: round on %d examples, pool of %d", self.project, len(order.examples), len(pool))
+        newest_task = max((entry.task for entry in unlabelled), default=0)
+        with self._scratch() as scratch:
+            outcome = self.heavy(order, Path(scratch), self.settings, self._progress, self.stop)
+            manifest = self._save(order, annotations, outcome, Path(scratch), newest_task)
+        self._note_unreadable(outcome.unreadable)
+        seconds = time.monotonic() - started
+        self.update(
+            warnings=outcome.warnings,
+            rounds=self.status.rounds + 1,
+            round_seconds=seconds,
+            changes=0,
+            due=f"{self.settings.updates_per_round} more label(s)",
+        )
+        log.info("project %d: %s trained and scored in %.1f s", self.project, manifest.version, seconds)
+        return manifest
+
+    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
+        self.store.scratch_folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=f"{self.project}-", dir=self.store.scratch_folder)
+
+    def _pool(self, unlabelled: list[PoolTask]) -> list[PoolTask]:
+        """All unlabelled tasks, or a fresh random subset of too many (the paper's querying phase)."""
+        if len(unlabelled) <= self.settings.pool_limit:
+            return unlabelled
+        return random.SystemRandom().sample(unlabelled, self.settings.pool_limit)
+
+    def _unlabelled(self, labeling: Labeling, without_version: str | None) -> list[tuple[int, str]]:
+        """(task id, image address) of unlabelled tasks; an empty address where the task has none."""
+        found = []
+        for task, data in self.label_studio.unlabelled_tasks(self.project, without_version=without_version):
+            try:
+                found.append((task, image_uri(labeling, {"id": task, "data": data})))
+            except ImageError:
+                found.append((task, ""))
+        return found
+
+    def _progress(self, progress: Progress) -> None:
+        self.update(phase=progress.phase, done=progress.done, total=progress.total)
+
+    def _save(
+        self, order: Order, annotations: Annotations, outcome: Outcome, scratch: Path, newest_task: int
+    ) -> Manifest:
+        scores = read_scores(scratch / SCORES)
+        draft = {
+            "project": self.project,
+            "version": self._next_version(),
+            "created": now(),
+            "labeling": order.labeling,
+            "architecture": outcome.architecture,
+            "recipe": outcome.recipe,
+            "recipe_reason": outcome.recipe_reason,
+            "ordered_by": outcome.ordered_by,
+            "seed": self.settings.seed,
+            "labels": labels_per_class(order.labeling, annotations),
+            "scale": outcome.metrics["scale"],
+            "newest_task": newest_task,
+            "metrics": {**outcome.metrics, **_accuracy(order, outcome)},
+            "held_out": outcome.held_out,
+            "held_back": self._held_back(order, outcome),
+            "warnings": outcome.warnings,
+            "unreadable": outcome.unreadable,
+        }
+        manifest = self.store.save(draft, scratch / WEIGHTS, annotations.digests, scores)
+        known, addresses = read_history(self.store, self.project), {entry.task: entry.uri for entry in order.pool}
+        side = int(outcome.architecture.get("side", 0))
+        remembered = with_version(known, manifest, scores, addresses, outcome.suspects, side)
+        write_history(self.store, self.project, remembered)
+        return manifest
+
+    def _held_back(self, order: Order, outcome: Outcome) -> str:
+        """Why this round is not to be published; empty if it is."""
+        published = served(self.store, self.project)
+        if self.settings.always_publish or published is None or published.labeling != order.labeling:
+            return ""
+        found = compare(order.labeling, order.held_out, published.held_out, outcome.held_out)
+        return found.sentence(published.version) if found.clearly_worse else ""
+
+    def _next_version(self) -> str:
+        """One more than any version here or in Label Studio, so that a lost MODEL_DIR never reuses a name."""
+        known = [*self.store.versions(self.project), *self.label_studio.model_versions(self.project)]
+        return f"v{1 + max((version_number(name) for name in known if _is_version(name)), default=0)}"
+
+    # Publishing
+
+    def _publish(self, row: Mapping[str, Any], labeling: Labeling, manifest: Manifest, *, fresh: bool) -> None:
+        if fresh or Mark.TASKS in self.marks or self.status.published != manifest.version:
+            self.update(phase=Phase.PUBLISHING, done=0, total=0)
+            self._push(labeling, manifest)
+        if self.settings.manage_project:
+            if publication.point_project(self.label_studio, row, manifest.version):
+                log.info("project %d: Label Studio now serves by %s", self.project, manifest.version)
+            self.update(published=manifest.version, to_do_by_hand=None)
+        else:
+            self.update(published=manifest.version, to_do_by_hand=publication.by_hand(row, manifest.version))
+        if fresh or len(self.store.versions(self.project)) > self.settings.keep_versions:
+            self._remove_outdated(row, manifest)
+
+    def _push(self, labeling: Labeling, manifest: Manifest) -> None:
+        scores = self.store.scores(self.project, manifest.version)
+        lacking = publication.sort_tasks(self._unlabelled(labeling, manifest.version), scores)
+        self._push_rows(self._rows(labeling, manifest, scores, lacking.scored))
+        published = self.label_studio.model_versions(self.project).get(manifest.version, 0)
+        unreadable = [task for task, _ in lacking.unknown if task in manifest.unreadable]
+        self._push_rows(publication.unreadable_rows(labeling, manifest.version, unreadable))
+        unknown = [task for task in lacking.unknown if task[0] not in manifest.unreadable]
+        chosen = publication.worth_scoring(unknown, manifest.newest_task, published, self.settings.pool_limit)
+        if chosen:
+            self._score_and_push(labeling, manifest, chosen)
+
+    def _score_and_push(self, labeling: Labeling, manifest: Manifest, tasks: list[tuple[int, str]]) -> None:
+        pool = [PoolTask(task=task, uri=uri) for task, uri in tasks]
+        order = Order(project=self.project, labeling=manifest.labeling, pool=pool, version=manifest.version)
+        with self._scratch() as scratch:
+            outcome = self.heavy(order, Path(scratch), self.settings, self._progress, self.stop)
+            found = read_scores(Path(scratch) / SCORES)
+        new_rows = self._rows(labeling, manifest, found, [(int(task), at) for at, task in enumerate(found.tasks)])
+        self._push_rows(new_rows + publication.unreadable_rows(labeling, manifest.version, outcome.unreadable))
+        self._note_unreadable({**self.status.unreadable, **outcome.unreadable})
+
+    def _rows(
+        self, labeling: Labeling, manifest: Manifest, scores: PoolScores, only: list[tuple[int, int]]
+    ) -> list[dict[str, Any]]:
+        return publication.rows(labeling, manifest, scores, only, preannotate=self.settings.preannotate)
+
+    def _push_rows(self, new_rows: list[dict[str, Any]]) -> None:
+        self._go_on()
+        if new_rows:
+            self.label_studio.push_predictions(self.project, new_rows)
+
+    def _note_unreadable(self, unreadable: Mapping[int, str]) -> None:
+        first = dict(list(unreadable.items())[:UNREADABLE_KEPT])
+        self.update(unreadable=first, unreadable_count=len(unreadable))
+
+    def _remove_outdated(self, row: Mapping[str, Any], manifest: Manifest) -> None:
+        ours = self.store.versions(self.project)
+        keep = self.settings.keep_versions
+        present = self.label_studio.model_versions(self.project)
+        for version in publication.outdated_versions(present, ours, manifest.version, keep):
+            if version != row.get("model_version") or self.settings.manage_project:
+                self.label_studio.delete_model_version(self.project, version)
+        for version in ours[: max(0, len(ours) - keep)]:
+            if version != manifest.version:
+                self.store.delete(self.project, version)
+
+
+def _accuracy(order: Order, outcome: Outcome) -> dict[str, float]:
+    share = share_right(order.labeling, order.held_out, outcome.held_out)
+    return {} if share is None else {"held_out_accuracy": share, "held_out_images": len(outcome.held_out)}
+
+
+def _is_version(name: str) -> bool:
+    return name.startswith("v") and name[1:].isdigit() and not name.startswith("v0")

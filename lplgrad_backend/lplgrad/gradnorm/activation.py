@@ -1,0 +1,51 @@
+"""Elementwise activations that a site takes along, so that one tensor less is written, read and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Activation:
+    """y = apply(z).
+
+    Attributes:
+        gradient: (gradient at y, y or z) -> gradient at z.
+        of_output: the gradient is a function of y, so z need not be kept.
+    """
+
+    apply: Callable[[Tensor], Tensor]
+    gradient: Callable[[Tensor, Tensor], Tensor]
+    of_output: bool
+
+
+RELU = Activation(torch.relu_, lambda g, y: aten.threshold_backward(g, y, 0.0), of_output=True)
+RELU6 = Activation(
+    lambda z: aten.hardtanh_(z, 0.0, 6.0), lambda g, y: aten.hardtanh_backward(g, y, 0.0, 6.0), of_output=True
+)
+HARDSWISH = Activation(aten.hardswish, aten.hardswish_backward, of_output=False)
+SILU = Activation(aten.silu, aten.silu_backward, of_output=False)
+
+
+def activation_of(func: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Activation | None:
+    """The activation that a call computes, where it is one of these."""
+    if func in (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_):
+        return RELU
+    if func is F.hardswish:
+        return HARDSWISH
+    if func is F.silu:
+        return SILU
+    if func is F.relu6:
+        return RELU6
+    if func is not F.hardtanh:
+        return None
+    given = {**dict(zip(("min_val", "max_val"), args[1:3], strict=False)), **kwargs}
+    return RELU6 if (given.get("min_val"), given.get("max_val")) == (0.0, 6.0) else None

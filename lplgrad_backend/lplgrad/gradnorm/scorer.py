@@ -1,0 +1,190 @@
+"""Gradient norms of any number of images: planned once, in chunks that fit the memory, with errors that name the image."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lplgrad_backend.errors import NonFiniteScore
+from lplgrad_backend.lplgrad.gradnorm import calls, fallback
+from lplgrad_backend.lplgrad.gradnorm.entropy import entropy_gradient
+from lplgrad_backend.lplgrad.gradnorm.replay import Replay, Rules, pull_back, unit_seeds
+from lplgrad_backend.lplgrad.gradnorm.tally import Tally
+from lplgrad_backend.lplgrad.gradnorm.trace import Kind, Plan, Unproved, trace
+
+MEMORY_BUDGET = 256 * 2**20
+
+
+class SlowGradientNorms(UserWarning):
+    """Some part of a network has no rule; its norms are exact but take several times as long."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one pass says about N images.
+
+    Attributes:
+        logits: [N, C], on the images' device.
+        tensors: float64 [temperatures, N, T], the norm of dH/dt for each parameter tensor t that is trained.
+        names: the T parameters' names.
+    """
+
+    logits: Tensor
+    tensors: Tensor
+    names: tuple[str, ...]
+
+    @property
+    def norms(self) -> Tensor:
+        """Gradient norms at the first temperature, float64 [N]."""
+        return self.tensors[0].sum(1)
+
+    @property
+    def ladder(self) -> Tensor:
+        """Gradient norms at every temperature, float64 [temperatures, N]."""
+        return self.tensors.sum(2)
+
+
+def gradient_norms(
+    model: nn.Module, images: Tensor, *, multiple: bool = False, per_tensor: bool = False, temperature: float = 1.0,
+    memory_budget: int = MEMORY_BUDGET,
+) -> Tensor:  # fmt: skip
+    """Sum over the parameter tensors t of ||dH/dt||, for each image (arXiv 2411.15217, active phase).
+
+    Frozen parameters (requires_grad is False) are left out. The model is only read; several threads may use it at once.
+
+    Args:
+        model: in evaluation mode; maps images to logits [N, C], each image on its own.
+        images: float [N, 3, H, W] as the model wants them.
+        multiple: H is the sum of the entropies of C sigmoids instead of that of one softmax.
+        per_tensor: one column for each trained parameter, in the order of `model.named_parameters()`.
+        temperature: H is taken of softmax(logits / temperature).
+        memory_budget: bytes for activations; the batch is cut to fit. The result does not depend on it.
+
+    Returns:
+        float64 [N], or [N, T] if per_tensor.
+
+    Raises:
+        ValueError: a module is in training mode.
+        NonFiniteScore: an image leads to NaN or infinity.
+    """
+    scorer = GradientNorms(model, multiple=multiple, temperatures=(temperature,), memory_budget=memory_budget)
+    measurement = scorer.measure(images)
+    return measurement.tensors[0] if per_tensor else measurement.norms
+
+
+class GradientNorms:
+    """The same for many batches: the network is looked at once for each size of image.
+
+    Args:
+        temperatures: any number of them share one forward pass.
+
+    The model's weights may change between calls, not its structure nor what is frozen.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, multiple: bool = False, temperatures: Sequence[float] = (1.0,),
+        memory_budget: int = MEMORY_BUDGET,
+    ) -> None:  # fmt: skip
+        self.model, self.multiple, self.temperatures = model, multiple, tuple(temperatures)
+        self.memory_budget = memory_budget
+        self.parameters = calls.trainable(model)
+        self.plans: dict[tuple[object, ...], Plan | None] = {}
+
+    def measure(self, images: Tensor) -> Measurement:
+        """Logits and norms of images [N, 3, H, W]; errors as of `gradient_norms`."""
+        _refuse_training(self.model)
+        rules: Rules = {}
+        parts, start = [], 0
+        size = self._chunk_size(images)
+        while start < len(images):
+            chunk = images[start : start + size]
+            try:
+                logits, tensors = self._measure_chunk(chunk, rules)
+            except torch.OutOfMemoryError:
+                if len(chunk) == 1:
+                    raise
+                size = (len(chunk) + 1) // 2
+                continue
+            _check_finite(logits, tensors, start)
+            parts.append((logits, tensors))
+            start += size
+        if not parts:
+            parts = [(images.new_zeros(0, 0), images.new_zeros(len(self.temperatures), 0, len(self.parameters)))]
+        columns = zip(*parts, strict=True)
+        return Measurement(torch.cat(next(columns)), torch.cat(next(columns), 1).double(), tuple(self.parameters))
+
+    def _chunk_size(self, images: Tensor) -> int:
+        plan = self._plan(images) if len(images) else None
+        return max(1, self.memory_budget // plan.bytes_per_image) if plan else fallback.MAPPED_IMAGES
+
+    def _plan(self, images: Tensor) -> Plan | None:
+        key = (images.shape[1:], images.dtype, images.device)
+        if key not in self.plans:
+            try:
+                self.plans[key] = trace(self.model, images)
+                self._warn_of_mapped(self.plans[key])
+            except Unproved as reason:
+                self._give_up(key, reason)
+        return self.plans[key]
+
+    def _give_up(self, key: tuple[object, ...], reason: Exception) -> None:
+        self.plans[key] = None
+        message = f"{type(self.model).__name__}: {reason}; all of it takes the slow way."
+        warnings.warn(message, SlowGradientNorms, stacklevel=4)
+
+    def _warn_of_mapped(self, plan: Plan | None) -> None:
+        uses = plan.uses.values() if plan else ()
+        names = sorted({str(key) for use in uses if use.kind is Kind.MAPPED for key in use.keys})
+        if names:
+            message = f"{type(self.model).__name__}: no rule for the use of {', '.join(names)}; it takes the slow way."
+            warnings.warn(message, SlowGradientNorms, stacklevel=5)
+
+    def _measure_chunk(self, images: Tensor, rules: Rules) -> fallback.Answer:
+        plan = self._plan(images)
+        if plan is not None:
+            try:
+                return self._by_rules(plan, images, rules)
+            except Unproved as reason:
+                self._give_up((images.shape[1:], images.dtype, images.device), reason)
+        try:
+            return fallback.mapped(self.model, images, self.parameters, self.multiple, self.temperatures)
+        except (RuntimeError, ValueError):
+            return fallback.looped(self.model, images, self.parameters, self.multiple, self.temperatures)
+
+    def _by_rules(self, plan: Plan, images: Tensor, rules: Rules) -> fallback.Answer:
+        names = {id(one): name for name, one in self.parameters.items()}
+        anchor = torch.zeros((), device=images.device, requires_grad=True)
+        tally = Tally(len(images))
+        replay = Replay(plan, names, rules, tally, anchor)
+        with torch.enable_grad(), replay:
+            logits = self.model(images)
+        levels = []
+        for temperature in self.temperatures:
+            seeds, scales = unit_seeds(entropy_gradient(logits, self.multiple, temperature))
+            tally.clear()
+            if logits.requires_grad:
+                last = temperature is self.temperatures[-1]
+                torch.autograd.grad(logits, anchor, seeds.to(logits), retain_graph=not last, allow_unused=True)
+                pull_back(tally, replay.derived_weights(), self.parameters)
+            levels.append(tally.table(self.parameters, scales))
+        return logits.detach(), torch.stack(levels)
+
+
+def _refuse_training(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if module.training:
+            where = name or type(model).__name__
+            raise ValueError(
+                f"{where} is in training mode: call eval() first, or BatchNorm and Dropout falsify the norms."
+            )
+
+
+def _check_finite(logits: Tensor, tensors: Tensor, start: int) -> None:
+    for values, where in ((logits, "the logits"), (tensors.transpose(0, 1), "the gradient norms")):
+        bad = ~torch.isfinite(values).flatten(1).all(1)
+        if bad.any():
+            raise NonFiniteScore([start + n for n in bad.nonzero().flatten().tolist()], where)

@@ -1,0 +1,79 @@
+"""What the rules report: for every tensor and image, the squared norm of the entropy's gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Key: TypeAlias = str | int
+"""A parameter tensor by its name, or the n-th call's result when it was computed from parameters alone."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A tensor whose gradient is wanted where it meets the images.
+
+    Attributes:
+        alone: this use is the tensor's only one, so its squared norm may be taken at once. Otherwise the gradients of
+            all uses are added first.
+    """
+
+    key: Key
+    alone: bool
+
+
+class Tally:
+    """Squared norms [N] of tensors used once, and gradients [N, ...] of the others."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+        self.squares: dict[Key, Tensor] = {}
+        self.gradients: dict[Key, Tensor] = {}
+
+    def add(self, target: Target | None, gradient: Tensor) -> None:
+        """Per-image gradients [N, ...] of one use."""
+        if target is None:
+            return
+        if target.alone:
+            self.squares[target.key] = squared_norms(gradient)
+        elif target.key in self.gradients:
+            self.gradients[target.key] = self.gradients[target.key] + gradient
+        else:
+            self.gradients[target.key] = gradient
+
+    def add_squares(self, target: Target, squares: Tensor) -> None:
+        """Squared norms [N] of a tensor used once."""
+        self.squares[target.key] = squares
+
+    def clear(self) -> None:
+        """Forgets everything, for another backward pass through the same sites."""
+        self.squares.clear()
+        self.gradients.clear()
+
+    def table(self, names: Iterable[str], scales: Tensor) -> Tensor:
+        """Norms of these parameters, times the images' scales [N]: float64 [N, T]. 0 where no gradient arrived."""
+        columns = [self._norms(name) for name in names]
+        zeros = torch.zeros_like(scales)
+        if not columns:
+            return zeros.new_zeros(len(zeros), 0)
+        return torch.stack([zeros if column is None else column * scales for column in columns], 1)
+
+    def _norms(self, key: Key) -> Tensor | None:
+        # rounding may leave a square just below zero
+        squares = self.squares.get(key)
+        if key in self.gradients:
+            squares = squared_norms(self.gradients[key])
+        return None if squares is None else squares.double().clamp_min(0).sqrt()
+
+
+def squared_norms(gradient: Tensor) -> Tensor:
+    """[N, ...] -> [N], at least float32."""
+    flat = gradient.reshape(len(gradient), -1)  # a parameter may be a single number
+    if flat.dtype in (torch.float16, torch.bfloat16):
+        flat = flat.float()
+    lengths: Tensor = torch.linalg.vector_norm(flat, dim=1)
+    return lengths.square()

@@ -1,0 +1,118 @@
+"""Making Label Studio serve tasks in a version's order: push its predictions, point the project at it, remove old ones.
+
+Label Studio orders only predictions whose version equals `project.model_version`, lowest score first, and refuses a
+version of which it has no prediction (label-studio-facts 5 and 6): so push, then point, then remove.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lplgrad_backend.labeling import Labeling, prediction
+from lplgrad_backend.labelstudio import LabelStudio
+from lplgrad_backend.store import Manifest, PoolScores, for_classes, version_number
+
+SAMPLING = "Uncertainty sampling"
+UNTRAINED = "untrained"
+LAST_IN_LINE = 1.0  # the score of a task whose image cannot be read
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """Tasks that lack a prediction, by what is known of them."""
+
+    scored: list[tuple[int, int]]  # task id, position in the version's scores
+    unknown: list[tuple[int, str]]  # task id, image address
+
+
+def sort_tasks(tasks: Iterable[tuple[int, str]], scores: PoolScores) -> Sorted:
+    """Split tasks (id, image address) into those that the version scored in its round and the others."""
+    scored, unknown = [], []
+    for task, uri in tasks:
+        position = scores.position(task, uri)
+        if position is None:
+            unknown.append((task, uri))
+        else:
+            scored.append((task, position))
+    return Sorted(scored, unknown)
+
+
+def worth_scoring(
+    unknown: Sequence[tuple[int, str]], newest_task: int, published: int, limit: int
+) -> list[tuple[int, str]]:
+    """Which tasks without a score get one now: all that are newer than the round, the others while the pool is in its limit.
+
+    Args:
+        unknown: (task id, image address).
+        newest_task: highest task id that the version's round saw.
+        published: how many tasks have a prediction of the version, or are about to.
+        limit: LPLGRAD_POOL_LIMIT.
+    """
+    new = [task for task in unknown if task[0] > newest_task][:limit]
+    older = [task for task in unknown if task[0] <= newest_task]
+    return new + older[: max(0, limit - published - len(new))]
+
+
+def rows(
+    labeling: Labeling, manifest: Manifest, scores: PoolScores, only: Iterable[tuple[int, int]], *, preannotate: bool
+) -> list[dict[str, Any]]:
+    """Prediction rows for Label Studio's import, lowest score first. `only`: (task id, position in `scores`)."""
+    probabilities = for_classes(scores.probabilities, manifest.labeling.classes, labeling.classes)
+    found = [
+        {
+            "task": task,
+            **prediction(
+                labeling,
+                probabilities=probabilities[at].tolist() if preannotate else None,
+                score=float(scores.scores[at]),
+                version=manifest.version,
+            ),
+        }
+        for task, at in only
+    ]
+    return sorted(found, key=lambda row: float(row["score"]))
+
+
+def unreadable_rows(labeling: Labeling, version: str, tasks: Iterable[int]) -> list[dict[str, Any]]:
+    """Rows that put tasks last in line without a label."""
+    empty = prediction(labeling, probabilities=None, score=LAST_IN_LINE, version=version)
+    return [{"task": task, **empty} for task in tasks]
+
+
+def outdated_versions(present: Mapping[str, int], ours: Sequence[str], current: str, keep: int) -> list[str]:
+    """Which versions' predictions to remove from Label Studio.
+
+    Args:
+        present: version -> number of predictions, of Label Studio.
+        ours: versions that this backend made, oldest first; what others pushed is not touched.
+        current: the version just published; never removed.
+        keep: how many of the newest stay, `current` included.
+    """
+    mine = sorted(set(ours) | {current}, key=version_number)
+    old = mine[: max(0, len(mine) - keep)]
+    return [version for version in [UNTRAINED, *old] if version in present and version != current]
+
+
+def point_project(label_studio: LabelStudio, row: Mapping[str, Any], version: str) -> bool:
+    """Make the project serve by `version`, unless it does. Returns whether something was changed.
+
+    Raises:
+        LabelStudioError
+    """
+    wanted = {"sampling": SAMPLING, "model_version": version}
+    if all(row.get(key) == value for key, value in wanted.items()):
+        return False
+    label_studio.update_project(int(row["id"]), **wanted)
+    return True
+
+
+def by_hand(row: Mapping[str, Any], version: str) -> str | None:
+    """What a person has to do when the project's settings are left alone, or None when nothing is missing."""
+    if row.get("model_version") == version:
+        return None
+    return (
+        f"Choose {version} under Settings > Annotation > Use predictions to prelabel tasks, then in the Data Manager "
+        "Order by > Prediction score and Label Tasks As Displayed (LPLGRAD_MANAGE_PROJECT=true does this by itself)."
+    )

@@ -1,0 +1,205 @@
+"""A round's heavy part as a child process: what it is asked (`Order`), what it says meanwhile, what it leaves behind.
+
+The parent writes one JSON line to the child's standard input and keeps that pipe open: its end means that the parent is
+gone, and the child goes too. The child writes JSON lines of progress to its standard output and results into a folder.
+Training therefore has its own memory, which returns to the system, its own low priority, and can be ended at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lplgrad_backend.errors import NotLearnable, TrainingError
+from lplgrad_backend.history import Suspect
+from lplgrad_backend.labeling import Example, Labeling
+from lplgrad_backend.settings import Settings, read_settings
+from lplgrad_backend.status import Phase
+
+WEIGHTS, SCORES, OUTCOME = "weights.safetensors", "scores.safetensors", "outcome.json"
+TRAINER = (sys.executable, "-m", "lplgrad_backend.trainer")
+GRACE_SECONDS = 10.0
+
+
+class PoolTask(BaseModel):
+    """One unlabelled task."""
+
+    model_config = ConfigDict(frozen=True)
+
+    task: int
+    uri: str
+
+
+class Order(BaseModel):
+    """What the child is to do: train on `examples` (if any) and score `pool` with the result, or with `version`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    project: int
+    labeling: Labeling
+    examples: list[Example] = []
+    held_out: list[Example] = []  # labelled images not to train on, but to say what the result makes of them
+    pool: list[PoolTask]
+    version: str | None = None  # score with this version instead of training
+
+
+class Outcome(BaseModel):
+    """What the child found, beside the weights and scores it wrote."""
+
+    model_config = ConfigDict(frozen=True)
+
+    architecture: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+    recipe_reason: str = ""
+    ordered_by: str = "lplgrad"
+    metrics: dict[str, float] = {}
+    warnings: list[str] = []
+    suspects: list[Suspect] = []  # the most suspect first
+    unreadable: dict[int, str] = {}  # task id -> why, of examples and pool
+    held_out: dict[str, list[str]] = {}  # image_key -> classes that the network names
+
+
+class Progress(BaseModel):
+    """One line from the child."""
+
+    model_config = ConfigDict(frozen=True)
+
+    phase: Phase
+    done: int
+    total: int
+
+
+class Failure(BaseModel):
+    """The child's last line when it gives up, in words for a person."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["not learnable", "failed"]
+    failure: str
+
+
+class RoundStopped(Exception):
+    """The round was asked to stop; nothing is wrong."""
+
+
+def run_round(
+    order: Order,
+    folder: Path,
+    settings: Settings,
+    report: Callable[[Progress], None],
+    stop: threading.Event,
+    command: Sequence[str] = TRAINER,
+) -> Outcome:
+    """Run the child to its end. Results are in `folder`; `report` is called with each line of progress.
+
+    Raises:
+        NotLearnable: there is nothing to train on.
+        TrainingError: the child ended without a result; the message carries its last words.
+        RoundStopped: `stop` was set.
+    """
+    with _child(command, stop) as child:
+        assert child.stdin is not None and child.stdout is not None
+        _send(child.stdin, order, folder, settings)
+        last = _listen(child.stdout, report)
+        status = child.wait()
+    if stop.is_set():
+        raise RoundStopped
+    if isinstance(last, Failure):
+        raise (NotLearnable if last.kind == "not learnable" else TrainingError)(last.failure)
+    if status != 0 or not (folder / OUTCOME).is_file():
+        raise TrainingError(f"The training process ended with status {status} and no result{_hint(status)}.")
+    return Outcome.model_validate_json((folder / OUTCOME).read_bytes())
+
+
+def _hint(status: int) -> str:
+    return " (killed, most likely for memory: use a smaller LPLGRAD_IMAGE_SIZE)" if status == -9 else "; see the log"
+
+
+@contextlib.contextmanager
+def _child(command: Sequence[str], stop: threading.Event) -> Iterator[subprocess.Popen[bytes]]:
+    # a process group of its own: the terminal's Ctrl-C asks the parent, which ends the child in order
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
+    ended = threading.Event()
+    watcher = threading.Thread(target=_end_on_stop, args=(child, stop, ended), daemon=True)
+    watcher.start()
+    try:
+        yield child
+    finally:
+        ended.set()
+        end_process(child)
+        watcher.join()
+
+
+def _end_on_stop(child: subprocess.Popen[bytes], stop: threading.Event, ended: threading.Event) -> None:
+    while not ended.is_set():
+        if stop.wait(0.2):
+            end_process(child)
+            return
+
+
+def end_process(process: subprocess.Popen[bytes], grace_seconds: float = GRACE_SECONDS) -> None:
+    """Ask a process to end, make it end after a grace period, and collect it. Its pipes are closed."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(grace_seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+def _send(pipe: IO[bytes], order: Order, folder: Path, settings: Settings) -> None:
+    message = {"order": order.model_dump(mode="json"), "folder": str(folder), "settings": settings.environ()}
+    with contextlib.suppress(BrokenPipeError):  # the child died at once; its exit status says why
+        pipe.write(json.dumps(message).encode() + b"\n")
+        pipe.flush()
+
+
+def _listen(lines: IO[bytes], report: Callable[[Progress], None]) -> Progress | Failure | None:
+    last: Progress | Failure | None = None
+    for line in lines:
+        said = _understood(line)
+        if isinstance(said, Progress):
+            report(said)
+        last = said or last
+    return last
+
+
+def _understood(line: bytes) -> Progress | Failure | None:
+    """What a line says; None for a library's chatter on standard output."""
+    for kind in (Progress, Failure):
+        with contextlib.suppress(ValidationError):
+            return kind.model_validate_json(line)
+    return None
+
+
+def receive(pipe: IO[bytes]) -> tuple[Order, Path, Settings]:
+    """The child's side: read what is to be done. From then on the end of the pipe ends this process."""
+    message = json.loads(pipe.readline())
+    leave_with_parent(pipe)
+    return Order.model_validate(message["order"]), Path(message["folder"]), read_settings(message["settings"], None)
+
+
+def leave_with_parent(pipe: IO[bytes], leave: Callable[[], None] = lambda: os._exit(1)) -> None:
+    """Call `leave` as soon as the other end of `pipe` is closed, which the kernel does when the parent dies."""
+
+    def wait() -> None:
+        # not through the pipe's buffer: at the interpreter's end a thread that waits inside one is a fatal error
+        while os.read(pipe.fileno(), 1024):
+            pass
+        leave()
+
+    threading.Thread(target=wait, daemon=True).start()

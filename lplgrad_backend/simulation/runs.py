@@ -1,0 +1,115 @@
+"""Many runs, in processes of one thread each. Every finished one is kept whole at once, so that what is interrupted goes on
+where it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from lplgrad_backend.errors import LPLGradError, TrainingError
+from lplgrad_backend.files import write_whole
+from lplgrad_backend.simulation.replay import Budget, Material, Replay, Run
+
+Wanted = tuple[str, int]
+"""A strategy's name and a seed."""
+
+
+@dataclass
+class _Desk:
+    """What a worker process works with; set once when it starts."""
+
+    replay: Replay | None = None
+
+
+_DESK = _Desk()
+
+
+def wanted_runs(strategies: Sequence[str], seeds: int) -> list[Wanted]:
+    """Seed by seed, so that what is there when a simulation is stopped can be compared."""
+    return [(strategy, seed) for seed in range(seeds) for strategy in strategies]
+
+
+class RunFolder:
+    """Finished runs, a file each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def read(self, wanted: Iterable[Wanted]) -> dict[Wanted, Run]:
+        """Those of the wanted runs that are there. One that cannot be read counts as missing: it is made anew."""
+        found = {}
+        for one in wanted:
+            try:
+                found[one] = Run.from_plain(json.loads(self._file(one).read_bytes()))
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return found
+
+    def keep(self, run: Run) -> None:
+        """Write a run, whole or not at all."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(run.as_plain(), allow_nan=False).encode()
+        write_whole(self._file((run.strategy, run.seed)), content, durable=False)
+
+    def _file(self, wanted: Wanted) -> Path:
+        return self._folder / f"{wanted[0]}-{wanted[1]}.json"
+
+
+def run_all(
+    material: Material,
+    budget: Budget,
+    wanted: Sequence[Wanted],
+    folder: Path,
+    processes: int,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Run]:
+    """The wanted runs, in their order; those already in `folder` are not made again.
+
+    Args:
+        folder: of this material and budget alone.
+        report: told how many runs are done, of how many, now and whenever one ends.
+
+    Raises:
+        TrainingError: a run failed; those that ended before are kept.
+    """
+    kept = RunFolder(folder)
+    done = kept.read(wanted)
+    missing = [one for one in wanted if one not in done]
+    report(len(done), len(wanted))
+    if missing:
+        pool = ProcessPoolExecutor(
+            min(processes, len(missing)), get_context("spawn"), initializer=_begin, initargs=(material, budget)
+        )
+        with pool:
+            open_ones: set[Future[Run | str]] = {pool.submit(_run, *one) for one in missing}
+            while open_ones:
+                ended, open_ones = wait(open_ones, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    run = future.result()
+                    if isinstance(run, str):
+                        pool.shutdown(wait=False, cancel_futures=True)
+                        raise TrainingError(run)
+                    kept.keep(run)
+                    done[run.strategy, run.seed] = run
+                    report(len(done), len(wanted))
+    return [done[one] for one in wanted]
+
+
+def _begin(material: Material, budget: Budget) -> None:
+    torch.set_num_threads(1)
+    _DESK.replay = Replay(material, budget)
+
+
+def _run(strategy: str, seed: int) -> Run | str:
+    """A run, or why there is none: our errors do not travel between processes, their sentences do."""
+    assert _DESK.replay is not None
+    try:
+        return _DESK.replay.run(strategy, seed)
+    except LPLGradError as error:
+        return f"Strategy {strategy}, seed {seed}: {error}"

@@ -1,0 +1,180 @@
+"""What the worker is doing with each project, as small files that web and command line read.
+
+`MODEL_DIR/<project>/status.json` is written by the worker alone. Marks are written by anyone and cleared by the worker:
+a mark says "look again" and survives a crash, so a request is never lost between being asked for and being served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lplgrad_backend.errors import StoreError
+from lplgrad_backend.files import write_whole
+
+UNREADABLE_KEPT = 200
+
+
+class Phase(StrEnum):
+    """Where a round is."""
+
+    IDLE = "idle"
+    READING = "reading annotations"
+    LOADING = "loading images"
+    TRAINING = "training"
+    SCORING = "scoring"
+    PUBLISHING = "publishing"
+
+
+class Mark(StrEnum):
+    """What somebody asked the worker to look at."""
+
+    ANNOTATIONS = "annotations"  # annotations changed in a way that Label Studio's counters do not show
+    TASKS = "tasks"  # there may be unlabelled tasks without a prediction
+    ROUND = "round"  # a person asked for a round
+
+
+class ProjectStatus(BaseModel):
+    """What is known of a project at this moment. Times are aware UTC."""
+
+    model_config = ConfigDict(frozen=True)
+
+    project: int
+    title: str = ""
+    labels: dict[str, int] = {}  # labelled images per class, at the last full reading
+    phase: Phase = Phase.IDLE
+    phase_started: datetime | None = None
+    done: int = 0  # epochs while training, images while loading and scoring
+    total: int = 0
+    round_started: datetime | None = None
+    round_seconds: float | None = None  # of the last finished round
+    rounds: int = 0
+    due: str = "not looked at yet"  # when the next round is due, in words
+    changes: int = 0  # annotations changed since the newest version, at the last full reading
+    annotations_seen: int | None = None  # Label Studio's own counter at that reading
+    read_at: datetime | None = None
+    published: str | None = None  # version that Label Studio was last pointed at
+    last_error: str | None = None
+    last_error_at: datetime | None = None
+    to_do_by_hand: str | None = None  # what LPLGRAD_MANAGE_PROJECT=false leaves to a person
+    not_published: str | None = None  # why another version than the newest is served
+    warnings: list[str] = []
+    unreadable: dict[int, str] = {}  # task id -> why its image cannot be used; the first UNREADABLE_KEPT
+    unreadable_count: int = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a round runs."""
+        return self.phase is not Phase.IDLE
+
+
+class StatusFolder:
+    """The status, marks and lock of every project below one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self, project: int) -> ProjectStatus:
+        """The project's status; a fresh one if there is none or it cannot be read."""
+        try:
+            return ProjectStatus.model_validate_json(self._file(project, "status.json").read_bytes())
+        except (OSError, ValidationError):
+            return ProjectStatus(project=project)
+
+    def write(self, status: ProjectStatus) -> None:
+        """Replace the project's status. Only for the holder of its lock.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        self._write(status.project, "status.json", status.model_dump_json(indent=1))
+
+    def control(self, project: int) -> str | None:
+        """Name of the control that `extra_params` asks for, or None."""
+        try:
+            return self._file(project, "control").read_text() or None
+        except OSError:
+            return None
+
+    def remember(self, project: int, control: str | None) -> bool:
+        """Make the project known, and which control it asks for. Returns whether that was new.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        if self._file(project, "control").exists() and self.control(project) == control:
+            return False
+        self._write(project, "control", control or "")
+        return True
+
+    def set_mark(self, project: int, mark: Mark) -> None:
+        """Ask the worker to look at something.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        self._write(project, f"mark.{mark.value}", uuid.uuid4().hex)
+
+    def marks(self, project: int) -> dict[Mark, str]:
+        """The marks that are set, each with a token that `clear_marks` wants back."""
+        found = {}
+        for mark in Mark:
+            with contextlib.suppress(OSError):
+                found[mark] = self._file(project, f"mark.{mark.value}").read_text()
+        return found
+
+    def clear_marks(self, project: int, seen: dict[Mark, str]) -> None:
+        """Clear marks that were served; one set anew since it was seen stays."""
+        for mark, token in seen.items():
+            if self.marks(project).get(mark) == token:
+                self._file(project, f"mark.{mark.value}").unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def lock(self, project: int) -> Iterator[bool]:
+        """Yields whether the project is now ours alone. The lock dies with its holder."""
+        with file_lock(self._file(project, "lock")) as ours:
+            yield ours
+
+    def _file(self, project: int, name: str) -> Path:
+        return self.folder / str(int(project)) / name
+
+    def _write(self, project: int, name: str, content: str) -> None:
+        file = self._file(project, name)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, content.encode(), durable=False)  # a lost hint or status costs a look, not data
+        except OSError as error:
+            raise StoreError(f"{name} of project {project} cannot be written below MODEL_DIR: {error}") from error
+
+
+@contextlib.contextmanager
+def file_lock(path: Path) -> Iterator[bool]:
+    """Yields whether the lock at `path` is now held by this process; the kernel frees it when the process ends.
+
+    Raises:
+        StoreError: the lock's file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise StoreError(f"{path.name} cannot be made below MODEL_DIR: {error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def now() -> datetime:
+    """The time, aware, in UTC."""
+    return datetime.now(UTC)

@@ -1,0 +1,120 @@
+"""The worker process: one per machine on a file queue, any number on a shared one. Imports no torch; rounds are children."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from lplgrad_backend.errors import LPLGradError
+from lplgrad_backend.jobs import Jobs, open_queue, work
+from lplgrad_backend.learner import Learner
+from lplgrad_backend.logs import start_logging
+from lplgrad_backend.rounds import leave_with_parent
+from lplgrad_backend.settings import Settings, read_settings
+from lplgrad_backend.sources import open_label_studio
+from lplgrad_backend.status import Mark, StatusFolder, file_lock
+from lplgrad_backend.store import Store
+
+log = logging.getLogger(__name__)
+PATIENCE_SECONDS = 1.0
+NICENESS = 5
+BEAT_SECONDS = 10.0
+
+
+def run_worker(settings: Settings, lifeline: IO[bytes] | None = None) -> None:
+    """Work until SIGTERM, SIGINT or the end of `lifeline`. On a file queue, wait first until no other worker holds the
+    folder.
+
+    Raises:
+        StoreError: MODEL_DIR cannot be written.
+    """
+    stop = threading.Event()
+    _stop_on_signal(stop)
+    if lifeline is not None:
+        leave_with_parent(lifeline, stop.set)
+    os.nice(NICENESS)
+    waiting = False
+    while not stop.is_set():
+        with file_lock(settings.model_dir / "worker.lock") as ours:
+            if ours or settings.queue_url is not None:
+                _work(settings, stop)
+                return
+        if not waiting:
+            log.info("another worker is at %s; waiting for its end", settings.model_dir)
+        waiting = True
+        stop.wait(PATIENCE_SECONDS)
+
+
+def _work(settings: Settings, stop: threading.Event) -> None:
+    store, statuses = Store(settings.model_dir), StatusFolder(settings.model_dir)
+    learner = Learner(settings, store, statuses, open_label_studio(settings), stop)
+    jobs = Jobs(open_queue(settings.queue_url, settings.model_dir), learner.reconcile)
+
+    def known_projects() -> list[int]:
+        """All projects that were ever connected, marked to have their queue looked at too."""
+        for project in store.projects():
+            statuses.set_mark(project, Mark.TASKS)
+        return store.projects()
+
+    log.info("worker ready, %d project(s) known", len(store.projects()))
+    with _heartbeat(settings.model_dir) if settings.queue_url is not None else nullcontext():
+        work(jobs, known_projects, settings.sweep_seconds, stop)
+    log.info("worker ends")
+
+
+def heartbeat_file(folder: Path) -> Path:
+    """Touched while a worker on a shared queue works at this folder, also during a round: of several such workers only
+    one holds the lock, and this file is seen from all machines that share the folder."""
+    return folder / "worker.alive"
+
+
+@contextmanager
+def _heartbeat(folder: Path) -> Iterator[None]:
+    ended = threading.Event()
+
+    def beat() -> None:
+        while True:
+            try:
+                heartbeat_file(folder).touch()
+            except OSError as error:
+                log.warning("MODEL_DIR cannot be written: %s", error)
+            if ended.wait(BEAT_SECONDS):
+                return
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _stop_on_signal(stop: threading.Event) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
+
+
+def main() -> None:
+    """`python -m lplgrad_backend.worker`: a worker that leaves when its standard input closes."""
+    try:
+        settings = read_settings(os.environ)
+        start_logging(settings)
+        run_worker(settings, sys.stdin.buffer)
+    except LPLGradError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""The status page: what it says, to whom, and that nothing in it can run."""
+
+from __future__ import annotations
+
+import io
+import math
+import shutil
+from datetime import timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dashboard_stage import CLASSES, EVIL, PROJECT, TASKS, status, training, write_project
+from falcon import testing
+from PIL import Image
+from versions import save_version
+
+from lplgrad_backend.api import create_app
+from lplgrad_backend.dashboard.markup import element, join
+from lplgrad_backend.dashboard.statistics import histogram, remaining_seconds, two_likeliest, wilson
+from lplgrad_backend.jobs import memory_queue
+from lplgrad_backend.service import Service, build_service
+from lplgrad_backend.settings import read_settings
+from lplgrad_backend.status import ProjectStatus, now
+
+HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+PAGE = f"/projects/{PROJECT}"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    write_project(folder)
+    return folder
+
+
+@pytest.fixture
+def service(tmp_path: Path, written: Path) -> Service:
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    environ = {"MODEL_DIR": str(tmp_path), "LABEL_STUDIO_URL": "http://inside:8080"}
+    public = {"LABEL_STUDIO_PUBLIC_URL": "https://labels.example/ls/"}
+    return build_service(read_settings(environ | public, None), memory_queue())
+
+
+@pytest.fixture
+def client(service: Service) -> testing.TestClient:
+    return testing.TestClient(create_app(service))
+
+
+class Seen(HTMLParser):
+    """Tags with attributes, and the text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+# Who gets what
+
+
+def test_a_person_gets_a_page_and_a_program_the_health(client: testing.TestClient) -> None:
+    assert client.simulate_get("/", headers=HTML).headers["content-type"].startswith("text/html")
+    for accept in ("*/*", "application/json", ""):
+        assert client.simulate_get("/", headers={"Accept": accept}).json["status"] == "UP"
+
+
+def test_pages_and_images_are_behind_the_same_authentication(tmp_path: Path) -> None:
+    environ = {"MODEL_DIR": str(tmp_path), "BASIC_AUTH_USER": "ann", "BASIC_AUTH_PASS": "x"}
+    client = testing.TestClient(create_app(build_service(read_settings(environ, None), memory_queue())))
+    for path in ("/", PAGE, f"{PAGE}/images/1", "/api/status", f"/api{PAGE}", "/static/page.js"):
+        assert client.simulate_get(path, headers=HTML).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/projects/4", "/projects/x", "/projects/-1", "/api/projects/4", "/static/facts.py"])
+def test_what_is_not_there_is_answered_4xx(client: testing.TestClient, path: str) -> None:
+    assert 400 <= client.simulate_get(path, headers=HTML).status_code < 500
+
+
+def test_without_projects_the_page_says_what_to_do(tmp_path: Path) -> None:
+    service = build_service(read_settings({"MODEL_DIR": str(tmp_path)}, None), memory_queue())
+    client = testing.TestClient(create_app(service))
+    assert "Connect Model" in client.simulate_get("/", headers=HTML).text
+    assert client.simulate_get("/api/status").json == {"projects": []}
+
+
+def test_a_project_without_a_version_has_a_page(client: testing.TestClient, service: Service) -> None:
+    service.statuses.remember(5, None)
+    seen = Seen(client.simulate_get("/projects/5", headers=HTML).text)
+    assert "not looked at yet" in seen.text
+    assert client.simulate_get("/api/projects/5").json["version"] is None
+
+
+def test_a_damaged_newest_version_is_passed_over(client: testing.TestClient, service: Service) -> None:
+    save_version(service.store, PROJECT, "v9")
+    (service.store.project_folder(PROJECT) / "v9/scores.safetensors").write_bytes(b"x")
+    assert client.simulate_get(f"/api{PAGE}").json["version"] == "v6"
+
+
+# What it says
+
+
+def test_the_json_has_what_the_issue_lists(client: testing.TestClient) -> None:
+    facts = client.simulate_get(f"/api{PAGE}").json
+    assert facts["labels"] == {"cat": 31, "dog": 18, EVIL: 7, CLASSES[3]: 4}
+    assert (facts["version"], facts["due"], facts["round"]) == ("v6", "4 more labels", None)
+    assert [point["agreed"] for point in facts["curve"]] == [13, 16, 19, 22, 25, 0]
+    assert facts["confusion"]["version"] == "v5"
+    assert facts["confusion"]["counts"][2][3] == 5
+    assert sum(facts["histogram"]) == len(TASKS)
+    assert len(facts["uncertain"]) == 12
+    first = facts["uncertain"][0]
+    assert (first["task"], first["predicted"], first["runner_up"]) == (1, "cat", "dog")
+    assert first["percentile"] == pytest.approx(100 * 59 / 60)
+    assert first["link"] == f"https://labels.example/ls/projects/{PROJECT}/data?task=1"
+    assert [one["task"] for one in facts["suspects"]] == [50, 51]
+    assert client.simulate_get("/api/status").json["projects"] == [facts]
+
+
+def test_the_page_says_the_same_in_words(client: testing.TestClient) -> None:
+    text = Seen(client.simulate_get(PAGE, headers=HTML).text).text
+    for words in ("4 more labels", "25 of 30", "83%", "a heron & its “young”", EVIL, "Task 50", "Last error"):
+        assert words in text
+
+
+def test_a_running_round_shows_phase_epoch_and_time_left(client: testing.TestClient, service: Service) -> None:
+    service.statuses.write(training(epoch=5))
+    seen = Seen(client.simulate_get(PAGE, headers=HTML).text)
+    assert "Training, epoch 5 of 20, about 90 s left" in seen.text or "about 2 min left" in seen.text
+    assert [bar["value"] for bar in seen.of("progress")] == ["0.250"]
+    running = client.simulate_get(f"/api{PAGE}").json["round"]
+    assert running["seconds_left"] == pytest.approx(90, abs=5)
+
+
+def test_an_unchanged_page_is_not_sent_again(client: testing.TestClient, service: Service) -> None:
+    tag = client.simulate_get(PAGE, headers=HTML).headers["etag"]
+    assert client.simulate_get(PAGE, headers=HTML | {"If-None-Match": tag}).status_code == 304
+    service.statuses.write(training(epoch=6))
+    assert client.simulate_get(PAGE, headers=HTML | {"If-None-Match": tag}).status_code == 200
+
+
+def test_images_come_from_the_cache_in_their_own_proportions(client: testing.TestClient) -> None:
+    answer = client.simulate_get(f"{PAGE}/images/1")
+    assert Image.open(io.BytesIO(answer.content)).size == (32, 16)
+    assert client.simulate_get(f"{PAGE}/images/60").status_code == 404  # not kept; it is not fetched for this
+    assert client.simulate_get(f"{PAGE}/images/999").status_code == 404
+
+
+# That nothing in it can run
+
+
+@pytest.mark.parametrize("path", ["/", PAGE])
+def test_no_label_title_or_error_becomes_markup(client: testing.TestClient, path: str) -> None:
+    answer = client.simulate_get(path, headers=HTML)
+    seen = Seen(answer.text)
+    assert EVIL not in answer.text
+    assert EVIL in seen.text
+    assert all(set(image) <= {"src", "alt", "loading", "width", "height"} for image in seen.of("img"))
+    for _, attributes in seen.tags:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"]
+
+
+@pytest.mark.parametrize("path", ["/", PAGE, "/static/page.js", "/static/page.css", f"{PAGE}/images/1"])
+def test_nothing_may_be_loaded_from_elsewhere(client: testing.TestClient, path: str) -> None:
+    answer = client.simulate_get(path, headers=HTML)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+    assert "set-cookie" not in answer.headers
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(("path", "root"), [("/", ""), (PAGE, "../"), (f"{PAGE}/", "../../")])
+def test_addresses_are_relative_so_that_a_proxy_may_add_a_path(
+    client: testing.TestClient, path: str, root: str
+) -> None:
+    seen = Seen(client.simulate_get(path, headers=HTML).text)
+    assert [script["src"] for script in seen.of("script")] == [f"{root}static/page.js"]
+    assert all((image["src"] or "").startswith(root) for image in seen.of("img"))
+
+
+def test_markup_escapes_all_but_markup() -> None:
+    assert element("a", "<b>", element("i", "&"), title='"x"') == '<a title="&quot;x&quot;">&lt;b&gt;<i>&amp;</i></a>'
+    assert element("img", src="a", alt="") == '<img src="a" alt="">'
+    assert join("<", None, element("b")) == "&lt;<b></b>"
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 10), (10, 10), (7, 10), (91, 100), (1, 1)])
+def test_wilsons_bounds_are_where_the_test_of_the_proportion_turns(successes: int, trials: int) -> None:
+    share = successes / trials
+    for bound in wilson(successes, trials):
+        if 1e-9 < bound < 1 - 1e-9:
+            assert abs(share - bound) / math.sqrt(bound * (1 - bound) / trials) == pytest.approx(1.959964, rel=1e-6)
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_every_score_is_in_the_histogram() -> None:
+    assert sum(histogram(np.array([0.0, 0.049, 0.5, 1.0]))) == 4
+    assert histogram(np.array([0.0, 0.049, 0.5, 1.0]))[0] == 2
+
+
+def test_the_two_likeliest_classes() -> None:
+    found = two_likeliest(np.array([0.2, 0.5, 0.3], np.float32), ["a", "b", "c"])
+    assert [name for name, _ in found] == ["b", "c"]
+
+
+def test_time_left_is_never_negative_and_unknown_without_a_clue() -> None:
+    assert remaining_seconds(status(), now()) is None
+    late = training(20)
+    assert remaining_seconds(late, now() + timedelta(hours=1)) == 0.0
+    bare = ProjectStatus(project=1, phase=late.phase)
+    assert remaining_seconds(bare, now()) is None

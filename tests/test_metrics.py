@@ -1,0 +1,75 @@
+"""What an operator's scraper reads: parsed as it does, counted as it happened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from versions import LABELING, save_version
+
+from lplgrad_backend.jobs import memory_queue
+from lplgrad_backend.metrics import Metrics
+from lplgrad_backend.service import Service, build_service
+from lplgrad_backend.settings import read_settings
+from lplgrad_backend.status import Phase, ProjectStatus
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Service:
+    return build_service(read_settings({"MODEL_DIR": str(tmp_path)}, None), memory_queue())
+
+
+def values(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """(sample, labels) -> value."""
+    kind, text = metrics.page()
+    assert kind.startswith("text/plain")
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+def test_answers_are_counted_by_endpoint_and_status(service: Service) -> None:
+    metrics = Metrics(service)
+    for status in ("200", "200", "400"):
+        metrics.answered("predict", status, 0.02)
+    found = values(metrics)
+    assert found["lplgrad_requests_total", (("endpoint", "predict"), ("status", "200"))] == 2
+    assert found["lplgrad_requests_total", (("endpoint", "predict"), ("status", "400"))] == 1
+    assert found["lplgrad_request_seconds_count", (("endpoint", "predict"),)] == 3
+    assert found["lplgrad_request_seconds_bucket", (("endpoint", "predict"), ("le", "0.025"))] == 3
+    assert found["lplgrad_request_seconds_bucket", (("endpoint", "predict"), ("le", "0.01"))] == 0
+
+
+def test_a_project_without_a_version_is_there(service: Service) -> None:
+    service.statuses.remember(4, None)
+    found = values(Metrics(service))
+    assert found["lplgrad_project_failing", (("project", "4"),)] == 0
+    assert ("lplgrad_version", (("project", "4"),)) not in found
+
+
+def test_a_project_is_told_by_its_version_and_status(service: Service) -> None:
+    for version in ("v1", "v12"):
+        save_version(service.store, 3, version)
+    service.statuses.write(
+        ProjectStatus(project=3, phase=Phase.TRAINING, round_seconds=12.5, last_error="x", unreadable_count=7)
+    )
+    service.jobs.ring(3)
+    found = values(Metrics(service))
+    assert found["lplgrad_version", (("project", "3"),)] == 12
+    assert found["lplgrad_round_running", (("phase", "training"), ("project", "3"))] == 1
+    assert found["lplgrad_round_seconds", (("project", "3"),)] == 12.5
+    assert found["lplgrad_project_failing", (("project", "3"),)] == 1
+    assert found["lplgrad_unreadable_images", (("project", "3"),)] == 7
+    assert found["lplgrad_queue_depth", ()] == 1
+    labels = service.store.manifest(3, "v12").labels
+    for name in LABELING.classes:
+        assert found["lplgrad_labels", (("class", name), ("project", "3"))] == labels[name]
+
+
+def test_two_apps_in_one_process_count_apart(service: Service) -> None:
+    first, second = Metrics(service), Metrics(service)
+    first.answered("health", "200", 0.001)
+    assert not any(name == "lplgrad_requests_total" for name, _ in values(second))

@@ -1,0 +1,113 @@
+"""What annotators see: the line on the model's card and the tab of suspected mistakes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_label_studio import Fault
+from learner_stage import Stage
+
+from lplgrad_backend.history import History, Suspect, VersionRecord
+from lplgrad_backend.notice import TAB, Notice, line, own_row
+
+RECORD = VersionRecord(
+    version="v12", created=datetime(2026, 1, 1, tzinfo=UTC), labels={"cat": 340}, images=340, compared=100, agreed=91
+)
+
+
+def suspect(task: int) -> Suspect:
+    return Suspect(task=task, uri="/a.png", label="cat", predicted="dog", loss=3.0, expected=0.1, excess=8.0)
+
+
+HISTORY = History(versions=[RECORD], suspects=[suspect(4), suspect(7)])
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    stage = Stage(tmp_path)
+    stage.fake.call = lambda *asked: (200, {"model_version": "v12"})
+    stage.client.add_ml_backend({"url": "http://127.0.0.1:9090", "project": stage.project, "title": "LPLgrad"})
+    return stage
+
+
+def show(stage: Stage, history: History = HISTORY, training: bool = False) -> None:
+    Notice(stage.client, stage.project, stage.settings).show(history, training=training)
+
+
+def row(stage: Stage) -> dict[str, Any]:
+    [found] = stage.client.ml_backends(stage.project)
+    return found
+
+
+def tab(stage: Stage) -> list[int]:
+    [data] = [view["data"] for view in stage.client.views(stage.project) if view["data"]["title"] == TAB]
+    assert data["filters"]["conjunction"] == "or"
+    return [item["value"] for item in data["filters"]["items"]]
+
+
+def test_the_line_says_version_labels_agreement_and_training() -> None:
+    assert line(HISTORY, training=True) == "v12, 340 labels, 91 % agreement, training"
+    assert line(HISTORY, training=False) == "v12, 340 labels, 91 % agreement"
+    assert line(History(), training=True) == "no version yet, 0 labels, training"
+
+
+def test_the_description_changes_and_nothing_else_of_the_row(stage: Stage) -> None:
+    before = row(stage)
+    show(stage, training=True)
+    after = row(stage)
+    assert after.pop("description").endswith("training")
+    assert after == {key: value for key, value in before.items() if key != "description"}
+
+
+def test_a_persons_own_description_stays(stage: Stage) -> None:
+    address = {"url": "http://127.0.0.1:9090", "project": stage.project}
+    stage.client.update_ml_backend(row(stage)["id"], {**address, "description": "Ask Ann before you change this"})
+    show(stage)
+    assert row(stage)["description"] == "Ask Ann before you change this"
+
+
+def test_the_tab_follows_the_suspects(stage: Stage) -> None:
+    show(stage)
+    assert tab(stage) == [4, 7]
+    show(stage, HISTORY.model_copy(update={"suspects": [suspect(5)]}))
+    assert tab(stage) == [5]
+    show(stage, HISTORY.model_copy(update={"suspects": []}))
+    assert tab(stage) == [0]  # nobody's task, so that the tab is empty
+
+
+def test_without_suspects_no_tab_is_made(stage: Stage) -> None:
+    show(stage, History(versions=[RECORD]))
+    assert stage.client.views(stage.project) == []
+
+
+def test_a_project_that_is_not_managed_is_left_alone(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, LPLGRAD_MANAGE_PROJECT="false")
+    show(stage)
+    assert stage.fake.asked == []
+
+
+def test_what_label_studio_refuses_ends_nothing(stage: Stage) -> None:
+    stage.fake.faults.append(Fault("GET /api/ml", 403))
+    show(stage)
+    assert stage.client.views(stage.project) == []
+
+
+def test_the_own_row_is_told_by_address_or_by_being_alone() -> None:
+    ours, other = {"url": "http://a.b/", "model_version": "v3"}, {"url": "http://c.d", "model_version": "1.0"}
+    assert own_row([other, ours], "http://a.b") is ours
+    assert own_row([other], "http://a.b") is None
+    assert own_row([ours], None) is ours
+    assert own_row([other], None) is None
+    assert own_row([ours, other], None) is None
+
+
+def test_a_round_ends_with_the_line_and_says_that_it_trains(stage: Stage) -> None:
+    during: list[str] = []
+    stage.during = lambda: during.append(row(stage)["description"])
+    stage.label(10)
+    assert stage.look().last_error is None
+    assert during == ["no version yet, 0 labels, training"]
+    assert row(stage)["description"] == "v1, 10 labels"

@@ -1,0 +1,105 @@
+"""One run: repeatable, fair between strategies, and what is kept of it is enough to go on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from simulated import BUDGET, blobs
+
+from lplgrad_backend.errors import NotLearnable, TrainingError
+from lplgrad_backend.simulation.replay import Budget, Replay, Run, divide
+from lplgrad_backend.simulation.runs import RunFolder, run_all, wanted_runs
+
+
+@pytest.fixture(scope="module")
+def replay() -> Replay:
+    return Replay(blobs(), BUDGET)
+
+
+def without_clock(run: Run) -> list[object]:
+    return [replace(one, seconds_training=0.0, seconds_ordering=0.0) for one in run.rounds]
+
+
+def test_a_run_follows_from_its_seed(replay: Replay) -> None:
+    first, again, other = replay.run("margin", 0), replay.run("margin", 0), replay.run("margin", 1)
+    assert without_clock(first) == without_clock(again)
+    assert without_clock(first) != without_clock(other)
+
+
+def test_strategies_start_alike_and_the_held_out_are_never_chosen(replay: Replay) -> None:
+    runs = [replay.run(name, 2) for name in ("random", "lplgrad-coverage", "badge", "lplgrad")]
+    assert len({(run.rounds[0].chosen, run.rounds[0].accuracy, run.rounds[0].loss) for run in runs}) == 1
+    for run in runs:
+        chosen = [image for one in run.rounds for image in one.chosen]
+        assert len(chosen) == len(set(chosen)) == 18
+        assert min(chosen) >= 30
+        assert [one.labels for one in run.rounds] == [6, 12, 18]
+        assert [sum(one.per_class) for one in run.rounds] == [6, 12, 18]
+    assert len({run.rounds[1].chosen for run in runs}) == 4
+
+
+def test_the_measures_are_those_of_a_loop(replay: Replay) -> None:
+    material = blobs()
+    one = replay.run("random", 0).rounds[-1]
+    held = np.flatnonzero(material.held_out)
+    predicted = replay._predicted(held)
+    right = [int(a == b) for a, b in zip(predicted, material.labels[held], strict=True)]
+    by_class = [[r for r, label in zip(right, material.labels[held], strict=True) if label == k] for k in range(3)]
+    assert one.accuracy == pytest.approx(sum(right) / len(right))
+    assert one.balanced_accuracy == pytest.approx(sum(sum(of) / len(of) for of in by_class) / 3)
+
+
+def test_a_quarter_is_held_out_where_the_data_do_not_say() -> None:
+    first, again = (divide(blobs(held_out=False), BUDGET, 3) for _ in range(2))
+    assert len(first.held_out) == round(90 / 4)
+    assert not set(first.held_out) & {*first.first, *first.pool}
+    assert first.held_out.tolist() == again.held_out.tolist()
+    assert first.held_out.tolist() != divide(blobs(held_out=False), BUDGET, 4).held_out.tolist()
+
+
+def test_rare_classes_and_copies_change_the_pool_alone() -> None:
+    material = replace(blobs(300), rare=0.1, copies=3)
+    division = divide(material, Budget(6, 6, 18), 0)
+    everything = np.concatenate([division.first, division.pool])
+    _, times = np.unique(everything, return_counts=True)
+    assert set(times) == {3}
+    counts = np.bincount(material.labels[everything])
+    assert counts[1] <= 0.12 * max(counts)
+    assert len(division.held_out) == 30
+
+
+def test_too_small_a_pool_is_said() -> None:
+    with pytest.raises(NotLearnable, match="--budget"):
+        divide(blobs(), Budget(10, 10, 100), 0)
+
+
+class TestRuns:
+    def test_what_was_finished_is_not_made_again(self, tmp_path: Path) -> None:
+        material, wanted = blobs(), wanted_runs(["random", "margin"], 2)
+        told: list[tuple[int, int]] = []
+        first = run_all(material, BUDGET, wanted[:3], tmp_path, 1)
+        kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+        assert len(kept) == 3
+        all_of_them = run_all(material, BUDGET, wanted, tmp_path, 1, lambda *done: told.append(done))
+        assert told == [(3, 4), (4, 4)]
+        assert all_of_them[:3] == first
+        assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == kept
+        assert without_clock(all_of_them[3]) == without_clock(Replay(material, BUDGET).run("margin", 1))
+
+    def test_half_a_file_counts_as_missing(self, tmp_path: Path, replay: Replay) -> None:
+        folder, run = RunFolder(tmp_path), replay.run("random", 0)
+        folder.keep(run)
+        assert folder.read([("random", 0)]) == {("random", 0): run}
+        file = tmp_path / "random-0.json"
+        file.write_bytes(file.read_bytes()[:100])
+        assert folder.read([("random", 0)]) == {}
+        file.write_text(json.dumps({"strategy": "random"}))
+        assert folder.read([("random", 0)]) == {}
+
+    def test_a_run_that_fails_is_a_sentence(self, tmp_path: Path) -> None:
+        with pytest.raises(TrainingError, match=r"Strategy random, seed 0: .*--budget"):
+            run_all(blobs(), Budget(10, 10, 100), [("random", 0)], tmp_path, 1)

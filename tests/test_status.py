@@ -1,0 +1,88 @@
+"""Status, marks and locks of projects, shared between processes through files."""
+
+import multiprocessing
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from lplgrad_backend.errors import StoreError
+from lplgrad_backend.status import Mark, Phase, ProjectStatus, StatusFolder
+
+
+@pytest.fixture
+def statuses(tmp_path: Path) -> StatusFolder:
+    return StatusFolder(tmp_path)
+
+
+def test_an_unknown_project_is_idle(statuses: StatusFolder) -> None:
+    assert statuses.read(7) == ProjectStatus(project=7)
+    assert not statuses.read(7).busy
+
+
+def test_a_status_is_read_as_it_was_written(statuses: StatusFolder) -> None:
+    status = ProjectStatus(project=7, phase=Phase.TRAINING, done=3, total=9, unreadable={4: "too large"})
+    statuses.write(status)
+    assert statuses.read(7) == status
+    assert statuses.read(7).busy
+
+
+def test_a_damaged_status_reads_as_fresh(statuses: StatusFolder) -> None:
+    statuses.write(ProjectStatus(project=7, rounds=3))
+    (statuses.folder / "7" / "status.json").write_text('{"project": 7, "rou')
+    assert statuses.read(7).rounds == 0
+
+
+def test_a_served_mark_is_cleared(statuses: StatusFolder) -> None:
+    statuses.set_mark(1, Mark.ROUND)
+    seen = statuses.marks(1)
+    assert set(seen) == {Mark.ROUND}
+    statuses.clear_marks(1, seen)
+    assert statuses.marks(1) == {}
+
+
+def test_a_mark_set_again_meanwhile_stays(statuses: StatusFolder) -> None:
+    statuses.set_mark(1, Mark.TASKS)
+    seen = statuses.marks(1)
+    statuses.set_mark(1, Mark.TASKS)
+    statuses.clear_marks(1, seen)
+    assert set(statuses.marks(1)) == {Mark.TASKS}
+
+
+def test_remembering_says_what_is_new(statuses: StatusFolder) -> None:
+    assert statuses.remember(1, None)
+    assert not statuses.remember(1, None)
+    assert statuses.remember(1, "kind")
+    assert statuses.control(1) == "kind"
+    assert statuses.remember(1, None)
+    assert statuses.control(1) is None
+
+
+def test_a_refusing_disk_is_named(tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("a file where the folder should be")
+    with pytest.raises(StoreError, match="project 3"):
+        StatusFolder(tmp_path / "models").set_mark(3, Mark.ROUND)
+
+
+def hold(folder: Path, pipe: Connection) -> None:
+    with StatusFolder(folder).lock(1) as ours:
+        pipe.send(ours)
+        pipe.recv()
+
+
+def test_the_lock_is_exclusive_and_dies_with_its_holder(statuses: StatusFolder, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    holder = context.Process(target=hold, args=(tmp_path, there))
+    holder.start()
+    assert here.recv() is True
+    with statuses.lock(1) as ours:
+        assert not ours
+    with statuses.lock(2) as ours:
+        assert ours
+    holder.kill()
+    holder.join()
+    with statuses.lock(1) as ours:
+        assert ours
+    here.close()
+    there.close()

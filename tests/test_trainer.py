@@ -1,0 +1,278 @@
+"""The trainer as the child process that it is, on digits in a Label Studio of this process; its decisions as functions."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_label_studio import FakeLabelStudio
+from known_pool import alike_pool
+
+from lplgrad_backend.demo.dataset import CLASSES, Digits
+from lplgrad_backend.errors import ImageError, NotLearnable, SettingsError, TrainingError, VersionNotFound
+from lplgrad_backend.labeling import Example, Labeling
+from lplgrad_backend.lplgrad.acquisition import STRATEGIES
+from lplgrad_backend.lplgrad.ordering import SAFE, Acquisition, order_pool
+from lplgrad_backend.lplgrad.pool import Answers, NetworkPool
+from lplgrad_backend.lplgrad.recipe import FROM_SCRATCH, recipe_from_plain
+from lplgrad_backend.rounds import OUTCOME, SCORES, WEIGHTS, Order, Outcome, PoolTask, Progress, run_round
+from lplgrad_backend.scoring import Measured, Scorer, among, as_batch, load_network, order_measured, scale_of, scores_of
+from lplgrad_backend.settings import Settings, read_settings
+from lplgrad_backend.sources import open_images, open_label_studio
+from lplgrad_backend.status import Phase, now
+from lplgrad_backend.store import Manifest, PoolScores, Store, read_scores
+from lplgrad_backend.trainer import Reporter, acquisition_of, choose_side, complaints, run
+
+LABELING = Labeling(from_name="digit", to_name="image", data_key="image", classes=CLASSES, multiple=False)
+LABELLED, POOL = 20, 30
+BROKEN_EXAMPLE, BROKEN_TASK = 1, 101
+OPTIONS = {"LPLGRAD_BACKBONE": "mobilenet_v3_small", "LPLGRAD_BACKBONE_OPTIONS": '{"width_mult": 0.25}'}
+
+
+@dataclass(frozen=True)
+class Site:
+    """Digits in a Label Studio that listens on loopback: examples are tasks 1 …, the pool is tasks 101 …"""
+
+    url: str
+    token: str
+    digits: Digits
+
+    def settings(self, folder: Path, **environ: str) -> Settings:
+        known = {"MODEL_DIR": str(folder), "LABEL_STUDIO_URL": self.url, "LABEL_STUDIO_API_KEY": self.token}
+        return read_settings({**known, **OPTIONS, "LPLGRAD_THREADS": "1", **environ}, None)
+
+    def order(self, **changes: object) -> Order:
+        examples = [
+            Example(number, f"/data/upload/1/{digit.file.name}", tuple(float(digit.label == name) for name in CLASSES))
+            for number, digit in enumerate(self.digits.pool[:LABELLED], 1)
+        ]
+        pool = [
+            PoolTask(task=number, uri=f"/data/upload/1/{digit.file.name}")
+            for number, digit in enumerate(self.digits.pool[LABELLED : LABELLED + POOL], 101)
+        ]
+        examples[0] = Example(BROKEN_EXAMPLE, "/data/upload/1/broken.png", examples[0].target)
+        pool[0] = PoolTask(task=BROKEN_TASK, uri="/data/upload/1/missing.png")
+        return Order(project=1, labeling=LABELING, examples=examples, pool=pool).model_copy(update=changes)
+
+
+@pytest.fixture(scope="module")
+def site(digits: Digits) -> Iterator[Site]:
+    fake = FakeLabelStudio()
+    fake.uploads = {f"/data/upload/1/{digit.file.name}": digit.file.read_bytes() for digit in digits.pool}
+    fake.uploads["/data/upload/1/broken.png"] = b"<html>not an image</html>"
+    with fake.serving() as url:
+        yield Site(url, fake.legacy_token(), digits)
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round's results, read from its folder."""
+
+    outcome: Outcome
+    heard: list[Progress]
+    scores: PoolScores
+    folder: Path
+    settings: Settings
+
+
+def do(site: Site, folder: Path, **environ: str) -> Round:
+    settings, heard = site.settings(folder, **environ), list[Progress]()
+    outcome = run_round(site.order(), folder, settings, heard.append, threading.Event())
+    return Round(outcome, heard, read_scores(folder / SCORES), folder, settings)
+
+
+@pytest.fixture(scope="module")
+def first(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Round:
+    return do(site, tmp_path_factory.mktemp("round"))
+
+
+def manifest(found: Round) -> Manifest:
+    """The version that a learner would save."""
+    return Manifest(
+        project=1, version="v1", created=now(), labeling=LABELING, architecture=found.outcome.architecture,
+        recipe=found.outcome.recipe, seed=0, labels={}, scale=found.outcome.metrics["scale"], newest_task=0,
+        metrics=found.outcome.metrics, files={},
+    )  # fmt: skip
+
+
+class TestARound:
+    def test_it_says_what_it_made_and_how(self, first: Round) -> None:
+        outcome = first.outcome
+        assert outcome.architecture["backbone"] == "mobilenet_v3_small"
+        assert (outcome.architecture["side"], outcome.architecture["classes"]) == (16, 10)
+        assert outcome.architecture["small_stem"] is True
+        assert recipe_from_plain(outcome.recipe) == FROM_SCRATCH
+        assert outcome.metrics["images"] == LABELLED - 1
+        assert outcome.metrics["epochs"] >= FROM_SCRATCH.epochs
+        assert 0 < outcome.metrics["seconds_training"] <= outcome.metrics["seconds"]
+        assert outcome.warnings == []
+
+    def test_an_unreadable_image_costs_itself_alone(self, first: Round) -> None:
+        assert set(first.outcome.unreadable) == {BROKEN_EXAMPLE, BROKEN_TASK}
+        assert "Label Studio does not give it" in first.outcome.unreadable[BROKEN_TASK]
+        assert first.scores.tasks.tolist() == list(range(102, 101 + POOL))
+
+    def test_its_scores_are_those_of_its_weights(self, first: Round, site: Site) -> None:
+        network = load_network(manifest(first), first.folder / WEIGHTS)
+        images = open_images(first.settings, open_label_studio(first.settings))
+        tasks = [(entry.task, entry.uri) for entry in site.order().pool[1:]]
+        measured = [one for one in Scorer(network).measure(images, tasks) if isinstance(one, Measured)]
+        np.testing.assert_allclose(first.scores.norms, [one.norm for one in measured], rtol=1e-4)
+        pixels = as_batch(
+            [one for one in images.load_many(tasks, network.architecture.side) if not isinstance(one, ImageError)]
+        )
+        examples = [(one.task_id, one.uri) for one in site.order().examples[1:]]
+        labelled = [
+            one for one in images.load_many(examples, network.architecture.side) if not isinstance(one, ImageError)
+        ]
+        ordered = order_pool(NetworkPool(network, pixels, as_batch(labelled)), acquisition_of(first.settings), 0)
+        assert first.outcome.ordered_by == ordered.ordered_by
+        assert first.scores.scores.argsort().tolist() == ordered.queue.positions.tolist()
+        np.testing.assert_allclose(first.scores.worth[ordered.queue.positions.numpy()], ordered.queue.worth, rtol=1e-3)
+        assert first.outcome.metrics["scale"] == scale_of(first.scores.worth)
+        np.testing.assert_allclose(first.scores.probabilities.sum(1), 1, rtol=1e-5)
+        assert [first.scores.position(task, uri) for task, uri in tasks] == list(range(POOL - 1))
+
+    def test_the_papers_order_is_that_of_the_norms(self, site: Site, tmp_path: Path) -> None:
+        found = do(site, tmp_path, LPLGRAD_STRATEGY="lplgrad", LPLGRAD_STRICT="true")
+        assert found.outcome.ordered_by == "lplgrad"
+        np.testing.assert_array_equal(found.scores.worth, found.scores.norms)
+        np.testing.assert_allclose(found.scores.scores, scores_of(found.scores.norms, scale_of(found.scores.norms)))
+
+    def test_it_reports_every_phase_to_its_end(self, first: Round) -> None:
+        phases = list(dict.fromkeys(progress.phase for progress in first.heard))
+        assert phases == [Phase.LOADING, Phase.TRAINING, Phase.SCORING]
+        last = {progress.phase: progress for progress in first.heard}
+        assert (last[Phase.LOADING].done, last[Phase.LOADING].total) == (LABELLED, LABELLED)
+        assert (last[Phase.SCORING].done, last[Phase.SCORING].total) == (POOL, POOL)
+        assert all(0 < progress.done <= progress.total for progress in first.heard)
+
+    def test_a_seed_repeats_it_and_weights_that_cannot_be_had_are_a_warning(
+        self, first: Round, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nobody listens
+        again = do(site, tmp_path, LPLGRAD_WEIGHTS="imagenet")
+        assert len(again.outcome.warnings) == 1 and "ImageNet" in again.outcome.warnings[0]
+        assert (again.folder / WEIGHTS).read_bytes() == (first.folder / WEIGHTS).read_bytes()
+        assert again.scores.scores.tolist() == first.scores.scores.tolist()
+
+
+def test_a_child_ends_when_its_parent_is_killed(site: Site, tmp_path: Path) -> None:
+    """Parent and child hold the pipe that is read here, until they end."""
+    settings = site.settings(tmp_path, LPLGRAD_PRESET="paper")
+    program = f"""
+import threading
+from pathlib import Path
+from lplgrad_backend.rounds import Order, run_round
+from lplgrad_backend.settings import read_settings
+run_round(Order.model_validate_json({site.order().model_dump_json()!r}), Path({str(tmp_path)!r}),
+          read_settings({settings.environ()!r}, None), lambda progress: print(progress.phase.name, flush=True),
+          threading.Event())
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    with process.stdout, process.stderr:
+        while (line := process.stdout.readline()) != b"TRAINING\n":
+            assert line, process.stderr.read().decode()
+        process.kill()
+        process.stderr.read()
+    process.wait()
+    assert not (tmp_path / OUTCOME).exists()
+
+
+class TestInThisProcess:
+    """What a child says when it cannot go on, without starting one."""
+
+    def test_a_saved_version_scores_alone(self, first: Round, site: Site, tmp_path: Path) -> None:
+        draft = manifest(first).model_dump(exclude={"files"})
+        Store(tmp_path).save(draft, first.folder / WEIGHTS, {}, first.scores)
+        order = site.order(version="v1", examples=[], pool=site.order().pool[:5])
+        outcome = run(order, tmp_path, site.settings(tmp_path))
+        found = read_scores(tmp_path / SCORES)
+        assert outcome.metrics == {"scale": first.outcome.metrics["scale"]}
+        assert set(outcome.unreadable) == {BROKEN_TASK}
+        np.testing.assert_allclose(found.norms, first.scores.norms[:4], rtol=1e-4)
+        again = [Measured(norm, np.zeros(10, np.float32)) for norm in found.norms]
+        np.testing.assert_array_equal(found.scores, among(again, first.scores, outcome.metrics["scale"]).scores)
+
+    def test_of_a_version_that_is_not_there(self, site: Site, tmp_path: Path) -> None:
+        with pytest.raises(VersionNotFound, match="v8"):
+            run(site.order(version="v8"), tmp_path, site.settings(tmp_path))
+
+    def test_no_image_at_all_can_be_read(self, site: Site, tmp_path: Path) -> None:
+        examples = [Example(n, "/data/upload/1/broken.png", (1.0,) + (0.0,) * 9) for n in range(1, 4)]
+        with pytest.raises(NotLearnable, match="None of the images"):
+            run(site.order(examples=examples, pool=[]), tmp_path, site.settings(tmp_path))
+
+    def test_the_images_that_can_be_read_show_one_class(self, site: Site, tmp_path: Path) -> None:
+        good = site.order().examples[1]
+        examples = [good, Example(90, "/data/upload/1/broken.png", (0.5, 0.5) + (0.0,) * 8)]
+        with pytest.raises(NotLearnable, match="1 of 2 labelled images cannot be read; two classes"):
+            run(site.order(examples=examples), tmp_path, site.settings(tmp_path))
+
+    def test_a_backbone_that_there_is_not(self, site: Site, tmp_path: Path) -> None:
+        with pytest.raises(TrainingError, match="resnet1800"):
+            run(site.order(), tmp_path, site.settings(tmp_path, LPLGRAD_BACKBONE="resnet1800"))
+
+    @pytest.mark.parametrize("changed", [{"LPLGRAD_WEIGHTS": "/no/such.pth"}, {"LPLGRAD_DEVICE": "cuda:99"}])
+    def test_a_setting_that_cannot_be_used(self, site: Site, tmp_path: Path, changed: dict[str, str]) -> None:
+        with pytest.raises(SettingsError, match=next(iter(changed))):
+            run(site.order(), tmp_path, site.settings(tmp_path, **changed))
+
+
+@pytest.mark.parametrize(
+    ("longest", "pretrained", "side"),
+    [(8, False, 16), (16, False, 16), (17, False, 32), (64, False, 64), (65, False, 96), (4000, False, 96),
+     (64, True, 224), (4000, True, 224)],
+)  # fmt: skip
+def test_the_side_of_images(longest: int, pretrained: bool, side: int) -> None:
+    assert choose_side(longest, pretrained) == side
+
+
+@pytest.mark.parametrize(
+    ("environ", "wanted"),
+    [
+        ({}, Acquisition("lplgrad-coverage", 1.0)),
+        ({"LPLGRAD_COVERAGE": "off"}, Acquisition("lplgrad-coverage", None)),
+        ({"LPLGRAD_COVERAGE": "4", "LPLGRAD_STRICT": "true"}, Acquisition("lplgrad-coverage", 4.0, strict=True)),
+        ({"LPLGRAD_PRESET": "paper"}, Acquisition("lplgrad")),
+        ({"LPLGRAD_PRESET": "paper", "LPLGRAD_STRATEGY": "margin"}, Acquisition("margin")),
+    ],
+)
+def test_the_settings_say_how_to_order(environ: dict[str, str], wanted: Acquisition) -> None:
+    assert acquisition_of(read_settings(environ, None)) == wanted
+
+
+def test_every_strategy_can_be_set() -> None:
+    for name in STRATEGIES:
+        assert acquisition_of(read_settings({"LPLGRAD_STRATEGY": name}, None)).strategy == name
+
+
+def test_an_unhealthy_order_is_replaced_and_said() -> None:
+    pool = alike_pool(60)
+    answers = [
+        Measured(
+            0.0,
+            np.ones(4, np.float32) / 4,
+            Answers(pool.logits[:1], pool.features[:1], torch.ones(1), torch.zeros(1, 1)),
+        )
+        for _ in range(60)
+    ]
+    ordered = order_measured(answers, torch.zeros(0, 5), False, Acquisition("lplgrad-coverage"), 0)
+    assert (ordered.ordered_by == SAFE) == bool(complaints(ordered))
+
+
+def test_the_last_of_a_phase_is_always_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Reporter()
+    for done in range(1, 1001):
+        report(Phase.SCORING, done, 1000)
+    lines = [Progress.model_validate_json(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-1] == Progress(phase=Phase.SCORING, done=1000, total=1000)
+    assert len(lines) < 1000
