@@ -24,6 +24,7 @@ from lplgrad_backend.store import Manifest, PoolScores, Store
 HISTORY = "history.json"
 VERSIONS_KEPT = 1000
 QUERIES_KEPT = 60  # a round's first tasks; the status page shows twelve that have no label yet
+EARLIER_KEPT = 5
 SUSPECTS_KEPT = 50
 
 
@@ -91,6 +92,7 @@ class History(_Kept):
 
     versions: list[VersionRecord] = []
     queries: list[Query] = []  # of the newest version, the most informative first, without those labelled since
+    earlier: dict[str, list[Query]] = {}  # the same of the versions before it, for an older one may be served
     suspects: list[Suspect] = []  # of the newest version, the most suspect first
     side: int = 0  # pixels of the images as the newest version sees them
 
@@ -98,6 +100,17 @@ class History(_Kept):
     def newest(self) -> VersionRecord | None:
         """The version made last."""
         return self.versions[-1] if self.versions else None
+
+    def queue(self, version: str) -> list[Query]:
+        """A version's first tasks that have no label yet; empty for one that was removed long ago."""
+        newest = self.newest is not None and self.newest.version == version
+        return self.queries if newest else self.earlier.get(version, [])
+
+    @property
+    def addresses(self) -> dict[int, str]:
+        """Task -> image address, of all tasks that are kept here."""
+        queued = {one.task: one.uri for queue in (self.queries, *self.earlier.values()) for one in queue}
+        return queued | {one.task: one.uri for one in self.suspects}
 
 
 def read_history(store: Store, project: int) -> History:
@@ -143,10 +156,13 @@ def with_version(
         metrics=manifest.metrics,
     )
     others = [known for known in history.versions if known.version != record.version]
+    before = history.newest
+    earlier = {**history.earlier, before.version: history.queries} if before else {}
     return history.model_copy(
         update={
             "versions": [*others, record][-VERSIONS_KEPT:],
             "queries": [Query(task=int(task), uri=addresses.get(int(task), "")) for task in scores.tasks[first]],
+            "earlier": dict(list(earlier.items())[-EARLIER_KEPT:]),
             "suspects": list(suspects)[:SUSPECTS_KEPT],
             "side": side,
         }
@@ -159,8 +175,12 @@ def with_choices(
     """The history with what people have chosen by now, of every version whose files are still there."""
     records = [_compared(record, store, project, labeling, labelled) for record in history.versions]
     done = {example.task_id for example in labelled}
-    left = [query for query in history.queries if query.task not in done]
-    return history.model_copy(update={"versions": records, "queries": left})
+
+    def left(queue: Iterable[Query]) -> list[Query]:
+        return [query for query in queue if query.task not in done]
+
+    earlier = {version: left(queue) for version, queue in history.earlier.items()}
+    return history.model_copy(update={"versions": records, "queries": left(history.queries), "earlier": earlier})
 
 
 def _compared(

@@ -142,6 +142,10 @@ class StatusFolder:
         with file_lock(self._file(project, "lock")) as ours:
             yield ours
 
+    def at_work(self, project: int) -> bool:
+        """Whether a process holds the project's lock; a status that says busy without one was left by a killed process."""
+        return is_locked(self._file(project, "lock"))
+
     def _file(self, project: int, name: str) -> Path:
         return self.folder / str(int(project)) / name
 
@@ -173,6 +177,20 @@ def file_lock(path: Path) -> Iterator[bool]:
             yield False
         else:
             yield True
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process holds the lock at `path`. Several may ask at once without taking each other for its holder."""
+    try:
+        file = path.open("rb")
+    except OSError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def now() -> datetime:

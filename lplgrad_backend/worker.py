@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,13 +21,14 @@ from lplgrad_backend.logs import start_logging
 from lplgrad_backend.rounds import leave_with_parent
 from lplgrad_backend.settings import Settings, read_settings
 from lplgrad_backend.sources import open_label_studio
-from lplgrad_backend.status import Mark, StatusFolder, file_lock
+from lplgrad_backend.status import Mark, StatusFolder, file_lock, is_locked
 from lplgrad_backend.store import Store
 
 log = logging.getLogger(__name__)
 PATIENCE_SECONDS = 1.0
 NICENESS = 5
 BEAT_SECONDS = 10.0
+LOCK = "worker.lock"
 
 
 def run_worker(settings: Settings, lifeline: IO[bytes] | None = None) -> None:
@@ -43,7 +45,7 @@ def run_worker(settings: Settings, lifeline: IO[bytes] | None = None) -> None:
     os.nice(NICENESS)
     waiting = False
     while not stop.is_set():
-        with file_lock(settings.model_dir / "worker.lock") as ours:
+        with file_lock(settings.model_dir / LOCK) as ours:
             if ours or settings.queue_url is not None:
                 _work(settings, stop)
                 return
@@ -74,6 +76,18 @@ def heartbeat_file(folder: Path) -> Path:
     """Touched while a worker on a shared queue works at this folder, also during a round: of several such workers only
     one holds the lock, and this file is seen from all machines that share the folder."""
     return folder / "worker.alive"
+
+
+def worker_is_at_work(settings: Settings) -> bool:
+    """A worker holds the folder's lock, or (of several on a shared queue) has shown itself a moment ago."""
+    if is_locked(settings.model_dir / LOCK):
+        return True
+    if settings.queue_url is None:
+        return False
+    try:
+        return time.time() - heartbeat_file(settings.model_dir).stat().st_mtime < 4 * BEAT_SECONDS
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -11,18 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dashboard_stage import CLASSES, EVIL, PROJECT, TASKS, status, training, write_project
+from dashboard_stage import CLASSES, EVIL, LABELING, PROJECT, SIDE, TASKS, status, training, write_project
 from falcon import testing
 from PIL import Image
-from versions import save_version
+from versions import pool_scores, save_version
 
 from lplgrad_backend.api import create_app
 from lplgrad_backend.dashboard.markup import element, join
 from lplgrad_backend.dashboard.statistics import histogram, remaining_seconds, two_likeliest, wilson
+from lplgrad_backend.history import read_history, with_version, write_history
 from lplgrad_backend.jobs import memory_queue
+from lplgrad_backend.served import roll_back
 from lplgrad_backend.service import Service, build_service
 from lplgrad_backend.settings import read_settings
-from lplgrad_backend.status import ProjectStatus, now
+from lplgrad_backend.status import ProjectStatus, file_lock, now
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 PAGE = f"/projects/{PROJECT}"
@@ -92,7 +94,7 @@ def test_without_projects_the_page_says_what_to_do(tmp_path: Path) -> None:
     service = build_service(read_settings({"MODEL_DIR": str(tmp_path)}, None), memory_queue())
     client = testing.TestClient(create_app(service))
     assert "Connect Model" in client.simulate_get("/", headers=HTML).text
-    assert client.simulate_get("/api/status").json == {"projects": []}
+    assert client.simulate_get("/api/status").json == {"worker_at_work": False, "projects": []}
 
 
 def test_a_project_without_a_version_has_a_page(client: testing.TestClient, service: Service) -> None:
@@ -136,11 +138,53 @@ def test_the_page_says_the_same_in_words(client: testing.TestClient) -> None:
 
 def test_a_running_round_shows_phase_epoch_and_time_left(client: testing.TestClient, service: Service) -> None:
     service.statuses.write(training(epoch=5))
-    seen = Seen(client.simulate_get(PAGE, headers=HTML).text)
+    with service.statuses.lock(PROJECT):
+        seen = Seen(client.simulate_get(PAGE, headers=HTML).text)
+        running = client.simulate_get(f"/api{PAGE}").json["round"]
     assert "Training, epoch 5 of 20, about 90 s left" in seen.text or "about 2 min left" in seen.text
     assert [bar["value"] for bar in seen.of("progress")] == ["0.250"]
-    running = client.simulate_get(f"/api{PAGE}").json["round"]
     assert running["seconds_left"] == pytest.approx(90, abs=5)
+
+
+def test_a_round_whose_process_was_killed_is_not_shown_as_running(client: testing.TestClient, service: Service) -> None:
+    service.statuses.write(training(epoch=5))
+    facts = client.simulate_get(f"/api{PAGE}").json
+    assert (facts["round"], facts["interrupted"]) == (None, True)
+    for path in ("/", PAGE):
+        assert "was interrupted and begins anew" in client.simulate_get(path, headers=HTML).text
+
+
+@pytest.mark.parametrize("path", ["/", PAGE])
+def test_that_no_worker_is_there_is_said(client: testing.TestClient, service: Service, path: str) -> None:
+    assert "No worker is at work" in client.simulate_get(path, headers=HTML).text
+    with file_lock(service.settings.model_dir / "worker.lock"):
+        assert "No worker is at work" not in client.simulate_get(path, headers=HTML).text
+
+
+def test_a_version_held_back_is_explained_and_the_queue_is_that_of_the_one_served(
+    client: testing.TestClient, service: Service
+) -> None:
+    before = client.simulate_get(f"/api{PAGE}").json
+    why = "of 20 labelled images that neither trained on it names 9 right, v6 18 (p = 0.002)."
+    swapped = [(task, uri) for task, uri in TASKS if task > 20]
+    manifest = save_version(service.store, PROJECT, "v7", labeling=LABELING, tasks=swapped, held_back=why)
+    known = read_history(service.store, PROJECT)
+    write_history(service.store, PROJECT, with_version(known, manifest, pool_scores(swapped), dict(TASKS), (), SIDE))
+    facts = client.simulate_get(f"/api{PAGE}").json
+    assert (facts["version"], facts["served"]) == ("v7", "v6")
+    assert facts["uncertain"] == before["uncertain"]
+    text = Seen(client.simulate_get(PAGE, headers=HTML).text).text
+    assert f"v7 is kept and not published: {why}" in text
+    assert "kept; the queue is that of v6" in text
+    assert client.simulate_get(f"{PAGE}/images/1").status_code == 200
+
+
+def test_a_rollback_is_explained(client: testing.TestClient, service: Service) -> None:
+    roll_back(service.store, PROJECT, "v4")
+    facts = client.simulate_get(f"/api{PAGE}").json
+    assert facts["served"] == "v4"
+    assert facts["not_published"] == "v6 was rolled back to v4, until labels make the next round due."
+    assert len(facts["uncertain"]) == 12
 
 
 def test_an_unchanged_page_is_not_sent_again(client: testing.TestClient, service: Service) -> None:

@@ -66,6 +66,21 @@ def test_the_front_of_the_queue_is_kept_without_what_was_labelled(tmp_path: Path
     assert [query.task for query in with_choices(history, store, 3, LABELING, labelled).queries] == [1, 3]
 
 
+def test_the_queues_of_earlier_versions_are_kept_for_one_of_them_may_be_served(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    history = history_of(store)
+    for number in range(2, 9):
+        manifest = save_version(store, 3, f"v{number}", tasks=TASKS)
+        first = [0.9, 0.5, 0.1] if number == 8 else None
+        history = with_version(history, manifest, pool_scores(TASKS, first), dict(TASKS))
+    assert [query.task for query in history.queue("v8")] == [3, 2, 1]
+    assert [query.task for query in history.queue("v7")] == [1, 2, 3]
+    assert history.queue("v2") == []
+    after = with_choices(history, store, 3, LABELING, [Example(1, "/a.png", (1.0, 0.0))])
+    assert [[query.task for query in after.queue(version)] for version in ("v8", "v7")] == [[3, 2], [2, 3]]
+    assert after.addresses == {2: "/b.png", 3: "/c.png"}
+
+
 def test_only_tasks_predicted_before_they_were_labelled_are_compared(tmp_path: Path) -> None:
     store = Store(tmp_path)
     labelled = [

@@ -1,5 +1,6 @@
 """Status, marks and locks of projects, shared between processes through files."""
 
+import fcntl
 import multiprocessing
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -86,3 +87,14 @@ def test_the_lock_is_exclusive_and_dies_with_its_holder(statuses: StatusFolder, 
         assert ours
     here.close()
     there.close()
+
+
+def test_whether_a_lock_is_held_can_be_asked_by_several_at_once(tmp_path: Path) -> None:
+    statuses = StatusFolder(tmp_path)
+    assert not statuses.at_work(3)  # nobody ever was
+    with statuses.lock(3):
+        assert statuses.at_work(3)
+    lock = tmp_path / "3" / "lock"
+    with lock.open("rb") as another:
+        fcntl.flock(another, fcntl.LOCK_SH)  # as somebody else holds it while asking
+        assert not statuses.at_work(3)

@@ -110,8 +110,8 @@ def _doing(statuses: StatusFolder, found: ProjectStatus) -> str:
     """A status that says busy while nobody holds the lock was left by a process that was killed."""
     if not found.busy:
         return "nothing runs"
-    with statuses.lock(found.project) as ours:
-        return f"was interrupted while {progress(found)}, and begins anew" if ours else progress(found)
+    at_work = statuses.at_work(found.project)
+    return progress(found) if at_work else f"was interrupted while {progress(found)}, and begins anew"
 
 
 def _troubles(found: ProjectStatus) -> list[str]:

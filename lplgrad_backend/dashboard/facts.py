@@ -10,9 +10,11 @@ from pydantic import BaseModel, ConfigDict
 from lplgrad_backend.dashboard.statistics import histogram, remaining_seconds, two_likeliest, wilson
 from lplgrad_backend.errors import StoreError
 from lplgrad_backend.history import History, VersionRecord, read_history
+from lplgrad_backend.served import served, why_not_newest
 from lplgrad_backend.service import Service
 from lplgrad_backend.status import ProjectStatus, now
 from lplgrad_backend.store import Manifest, PoolScores
+from lplgrad_backend.worker import worker_is_at_work
 
 UNCERTAIN_SHOWN = 12
 REASONS_SHOWN = 10
@@ -86,10 +88,14 @@ class ProjectFacts(_Facts):
     version: str | None
     version_created: datetime | None
     published: str | None
+    served: str | None
+    not_published: str | None
+    worker_at_work: bool
     labels: dict[str, int]
     labels_read_at: datetime | None
     rounds: int
     round: Progress | None
+    interrupted: bool
     due: str
     last_error: str | None
     last_error_at: datetime | None
@@ -115,6 +121,10 @@ class Facts:
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    def worker_is_at_work(self) -> bool:
+        """Whether anything trains and publishes here; the web server alone does neither."""
+        return worker_is_at_work(self._service.settings)
+
     def known(self, project: int) -> bool:
         """Whether there is such a project."""
         return project in self._service.store.projects()
@@ -126,8 +136,8 @@ class Facts:
     def of(self, project: int) -> ProjectFacts:
         """Of one project. What is damaged on disk is shown as not there."""
         status, history = self._service.statuses.read(project), read_history(self._service.store, project)
-        manifest = self._service.store.newest(project)
-        scores = self._scores(manifest)
+        manifest, shown = self._service.store.newest(project), served(self._service.store, project)
+        scores, at_work = self._scores(shown), self._service.statuses.at_work(project)
         labels = {name: status.labels.get(name, 0) for name in manifest.labeling.classes} if manifest else {}
         return ProjectFacts(
             project=project,
@@ -136,10 +146,14 @@ class Facts:
             version=manifest.version if manifest else None,
             version_created=manifest.created if manifest else None,
             published=status.published,
+            served=shown.version if shown else None,
+            not_published=why_not_newest(manifest, shown) if manifest and shown else None,
+            worker_at_work=self.worker_is_at_work(),
             labels=labels | status.labels,
             labels_read_at=status.read_at,
             rounds=status.rounds,
-            round=_progress(status),
+            round=_progress(status) if at_work else None,
+            interrupted=status.busy and not at_work,
             due=_plural(status.due),
             last_error=status.last_error,
             last_error_at=status.last_error_at,
@@ -150,7 +164,7 @@ class Facts:
             curve=[_point(record) for record in history.versions],
             confusion=_confusion(history, manifest),
             histogram=histogram(scores.scores) if scores is not None and len(scores.tasks) else [],
-            uncertain=self._uncertain(project, history, manifest, scores),
+            uncertain=self._uncertain(project, history, shown, scores),
             suspects=[
                 Doubtful(link=self._link(project, one.task), **one.model_dump(include=SUSPECT_FIELDS))
                 for one in history.suspects
@@ -169,7 +183,7 @@ class Facts:
         if manifest is None or scores is None:
             return []
         found: list[Uncertain] = []
-        for query in history.queries:
+        for query in history.queue(manifest.version):
             at = scores.position(query.task, query.uri)
             if at is not None and len(found) < UNCERTAIN_SHOWN:
                 likeliest = two_likeliest(scores.probabilities[at], manifest.labeling.classes)

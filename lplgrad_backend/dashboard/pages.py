@@ -12,8 +12,12 @@ from lplgrad_backend.dashboard.plots import learning_curve, score_histogram, sha
 SHADES = 5
 
 
-def overview_page(projects: Sequence[ProjectFacts], root: str) -> str:
-    """All projects, a card each."""
+NO_WORKER = "No worker is at work, so nothing trains and no queue is made anew. Start one: python -m lplgrad_backend "
+NO_WORKER += "serve, or with LPLGRAD_WORKER=external: python -m lplgrad_backend worker"
+
+
+def overview_page(projects: Sequence[ProjectFacts], root: str, *, worker: bool) -> str:
+    """All projects, a card each. `worker`: whether one is at work."""
     if projects:
         cards = [_overview_card(facts, root) for facts in projects]
         shown = element("ul", *cards, class_="cards")
@@ -21,7 +25,7 @@ def overview_page(projects: Sequence[ProjectFacts], root: str) -> str:
         shown = _note("No project is connected yet. In Label Studio: Settings > Model > Connect Model.")
     busy = [facts.name for facts in projects if facts.round is not None]
     said = f"A round runs for {', '.join(busy)}." if busy else "No round is running."
-    return _page("LPLgrad", root, said, element("h1", "LPLgrad"), _live("projects", shown))
+    return _page("LPLgrad", root, said, element("h1", "LPLgrad"), _live("projects", join(*_idle(worker), shown)))
 
 
 def project_page(facts: ProjectFacts, root: str) -> str:
@@ -86,24 +90,39 @@ def _note(text: object) -> Markup:
 def _overview_card(facts: ProjectFacts, root: str) -> Markup:
     link = element("a", facts.name, href=f"{root}projects/{facts.project}")
     said = f"{facts.version or 'no version yet'}, {_count(sum(facts.labels.values()), 'label')}"
-    state = _progress(facts.round) if facts.round else _note(f"Next round: {facts.due}")
+    state = _progress(facts.round) if facts.round else _note(f"Next round: {_due(facts)}")
     error = element("p", facts.last_error, class_="error") if facts.last_error else None
     return element("li", element("h2", link), _note(said), state, error, class_="card")
+
+
+def _idle(worker: bool) -> list[Markup]:
+    return [] if worker else [element("p", NO_WORKER, class_="error")]
+
+
+def _due(facts: ProjectFacts) -> str:
+    return "was interrupted and begins anew" if facts.interrupted else facts.due
 
 
 def _summary(facts: ProjectFacts) -> Markup:
     judged = next((point for point in reversed(facts.curve) if point.agreement is not None), None)
     tiles = [
-        _tile("Version", facts.version or "none yet", _time(facts.version_created)),
+        _tile("Version", facts.version or "none yet", _published(facts)),
         _tile("Labels", sum(facts.labels.values()), _time(facts.labels_read_at)),
         _tile(
             "Agreement",
             "not known yet" if judged is None else f"{judged.agreement:.0%}",
             "" if judged is None else f"{judged.version}, {judged.agreed} of {judged.compared}",
         ),
-        _tile("Next round", "running" if facts.round else facts.due, _count(facts.rounds, "round") + " so far"),
+        _tile("Next round", "running" if facts.round else _due(facts), _count(facts.rounds, "round") + " so far"),
     ]
     return join(element("dl", *tiles, class_="tiles"), _progress(facts.round) if facts.round else None)
+
+
+def _published(facts: ProjectFacts) -> object:
+    """When the newest version was made, or which other one people are served."""
+    if facts.not_published:
+        return f"kept; the queue is that of {facts.served}"
+    return _time(facts.version_created)
 
 
 def _tile(name: str, value: object, beside: object) -> Markup:
@@ -126,7 +145,9 @@ def _progress(running: Progress) -> Markup:
 
 
 def _trouble(facts: ProjectFacts) -> list[Markup]:
-    found = []
+    found = _idle(facts.worker_at_work)
+    if facts.not_published:
+        found.append(element("p", facts.not_published, class_="warning"))
     if facts.last_error:
         when = element("span", _time(facts.last_error_at), class_="beside")
         found.append(element("p", element("strong", "Last error: "), facts.last_error, " ", when, class_="error"))

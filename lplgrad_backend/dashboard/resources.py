@@ -41,7 +41,8 @@ class Front:
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
         if "text/html" in request.accept:
-            _send(request, response, overview_page(self._facts.all(), _root(request)), "text/html; charset=utf-8")
+            page = overview_page(self._facts.all(), _root(request), worker=self._facts.worker_is_at_work())
+            _send(request, response, page, "text/html; charset=utf-8")
         else:
             self._otherwise.on_get(request, response)
         response.set_header("Vary", "Accept")
@@ -65,7 +66,8 @@ class StatusJson:
         self._facts = facts
 
     def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
-        found = {"projects": [facts.model_dump(mode="json") for facts in self._facts.all()]}
+        projects = [facts.model_dump(mode="json") for facts in self._facts.all()]
+        found = {"worker_at_work": self._facts.worker_is_at_work(), "projects": projects}
         _send(request, response, json.dumps(found), "application/json")
 
 
@@ -89,8 +91,7 @@ class Thumbnail:
 
     def on_get(self, request: falcon.Request, response: falcon.Response, project: str, task: int) -> None:
         history = read_history(self._store, _known(self._facts, project))
-        shown = {one.task: one.uri for one in history.queries} | {one.task: one.uri for one in history.suspects}
-        uri = shown.get(task)
+        uri = history.addresses.get(task)
         kept = None if uri is None or not history.side else self._images.kept(uri, history.side, task)
         if kept is None:
             raise falcon.HTTPNotFound(title="No such image is kept.")

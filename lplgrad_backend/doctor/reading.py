@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,10 @@ from lplgrad_backend.labelstudio import LabelStudio
 from lplgrad_backend.labelstudio.ringing import Rung, ring
 from lplgrad_backend.served import served
 from lplgrad_backend.settings import Settings
-from lplgrad_backend.status import ProjectStatus, StatusFolder, file_lock
+from lplgrad_backend.status import ProjectStatus, StatusFolder
 from lplgrad_backend.store import Manifest, PoolScores, Store
 from lplgrad_backend.trainer import device_of
-from lplgrad_backend.worker import BEAT_SECONDS, heartbeat_file
+from lplgrad_backend.worker import worker_is_at_work
 
 Read = TypeVar("Read")
 SIDE = 32  # of the images that are looked at; any will do
@@ -99,24 +98,10 @@ def read_machine(settings: Settings) -> MachineReading:
     """Settings, queue, worker, disk and device. Makes MODEL_DIR if it is not there."""
     folder = settings.model_dir
     waiting = _or_error(lambda: Jobs(open_queue(settings.queue_url, folder), lambda project: None).waiting())
-    worker = _or_error(lambda: _works(settings))
+    worker = _or_error(lambda: worker_is_at_work(settings))
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     device = _or_error(lambda: str(device_of(settings)))
     return MachineReading(settings, waiting, worker, shutil.disk_usage(existing).free, device)
-
-
-def _works(settings: Settings) -> bool:
-    """A worker holds the folder's lock, or (of several on a shared queue) has shown itself a moment ago."""
-    folder = settings.model_dir
-    with file_lock(folder / "worker.lock") as free:
-        if not free:
-            return True
-    if settings.queue_url is None:
-        return False
-    try:
-        return time.time() - heartbeat_file(folder).stat().st_mtime < 4 * BEAT_SECONDS
-    except OSError:
-        return False
 
 
 def read_site(client: LabelStudio) -> SiteReading:

@@ -110,11 +110,12 @@ def test_every_image_is_shown(browser: Chrome, backend: Backend) -> None:
 def test_news_come_without_a_reload(browser: Chrome, backend: Backend, folder: Path) -> None:
     open_project(browser, backend)
     browser.execute_script("window.notReloaded = true")
-    for epoch in (5, 12):
-        StatusFolder(folder).write(training(epoch).model_copy(update=CALM))
-        WebDriverWait(browser, 20).until(lambda seen, epoch=epoch: f"epoch {epoch} of 20" in text_of(seen, "now"))
-    assert "training" in text_of(browser, "said")
-    picture(browser, "project while training")
+    with StatusFolder(folder).lock(PROJECT):
+        for epoch in (5, 12):
+            StatusFolder(folder).write(training(epoch).model_copy(update=CALM))
+            WebDriverWait(browser, 20).until(lambda seen, epoch=epoch: f"epoch {epoch} of 20" in text_of(seen, "now"))
+        assert "training" in text_of(browser, "said")
+        picture(browser, "project while training")
     StatusFolder(folder).write(status())
     WebDriverWait(browser, 20).until(lambda seen: not seen.find_elements(By.TAG_NAME, "progress"))
     assert browser.execute_script("return window.notReloaded") is True
