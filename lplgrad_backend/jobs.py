@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from huey import Huey, MemoryHuey, RedisHuey, SqliteHuey
+from huey.exceptions import HueyException
 from huey.registry import Message
 from huey.serializer import Serializer
 from redis import RedisError
@@ -27,10 +28,13 @@ from lplgrad_backend.errors import StoreError
 log = logging.getLogger(__name__)
 Queue: TypeAlias = Huey  # what other modules call it
 IDLE_SECONDS = 0.25
+# what reading a message raises that is not JSON, lacks a field, or names no job of ours
+FOREIGN = (ValueError, RecursionError, KeyError, TypeError, AttributeError, HueyException)
 
 
 class JsonSerializer(Serializer):  # type: ignore[misc]
-    """Queue messages as JSON: whoever can write to the queue's storage must not be able to run code here."""
+    """Queue messages as JSON instead of pickles: whoever can write to the queue's storage must not be able to run code
+    here. A message that is not JSON raises ValueError or RecursionError."""
 
     def _serialize(self, data: Any) -> bytes:
         if isinstance(data, Message):
@@ -111,20 +115,27 @@ class Jobs:
             StoreError: the queue cannot be reached.
         """
         with _errors_of_queue():
-            return [int(task.args[0]) for task in self._queue.pending()]
+            return [task.args[0] for task in self._queue.pending() if _is_bell(task)]
 
     def step(self) -> bool:
-        """Answer one bell. Returns False when there was none."""
-        task = self._queue.dequeue()
-        if task is None:
-            return False
-        self._queue.execute(task)
+        """Answer one bell. Returns False when there was none. A message that nobody here has sent is dropped."""
+        try:
+            task = self._queue.dequeue()
+            if task is None:
+                return False
+            self._queue.execute(task)
+        except FOREIGN as error:
+            log.warning("something in the queue was not put there by this program (%s)", type(error).__name__)
         return True
 
     def _run(self, project: int) -> None:
         # before the answer, so that a bell rung from now on is one more job
         self._queue.delete(_bell(project))
         self._answer(project)
+
+
+def _is_bell(task: Any) -> bool:
+    return len(task.args) == 1 and isinstance(task.args[0], int)
 
 
 def _bell(project: int) -> str:

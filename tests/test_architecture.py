@@ -142,6 +142,47 @@ def test_a_library_enters_in_one_place(path: Path) -> None:
     assert not misplaced
 
 
+# What turns bytes into running code, as it is called. torch.load is allowed where it reads tensors alone.
+EXECUTING = {
+    "pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.load", "marshal.loads", "shelve.open", "joblib.load",
+    "np.load", "numpy.load", "yaml.load", "torch.load", "torch.jit.load", "torch.hub.load", "eval", "exec", "compile",
+    "os.system", "os.popen",
+}  # fmt: skip
+
+
+def unsafe_calls(tree: ast.AST) -> list[str]:
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [
+        ast.unparse(call)
+        for call in calls
+        if (
+            ast.unparse(call.func) in EXECUTING
+            and not (ast.unparse(call.func) == "torch.load" and "weights_only=True" in map(ast.unparse, call.keywords))
+        )
+        or any(ast.unparse(keyword) == "shell=True" for keyword in call.keywords)
+    ]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_nothing_is_unpickled_or_run(path: Path) -> None:
+    assert not unsafe_calls(ast.parse(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("code", "safe"),
+    [
+        ("pickle.loads(x)", False),
+        ("torch.load(x)", False),
+        ("torch.load(x, weights_only=True)", True),
+        ("subprocess.run(x, shell=True)", False),
+        ("subprocess.run(x)", True),
+        ("network.eval()", True),
+    ],
+)
+def test_what_counts_as_unsafe(code: str, safe: bool) -> None:
+    assert bool(unsafe_calls(ast.parse(code))) is not safe
+
+
 @pytest.mark.parametrize("path", sorted((PACKAGE / "lplgrad").rglob("*.py")), ids=dotted)
 def test_the_method_knows_tensors_only(path: Path) -> None:
     tree = ast.parse(path.read_text())

@@ -1,12 +1,18 @@
 """The bell: rung twice is one job, rung during a job is one more; lost bells are rung again by the sweep."""
 
+import gzip
+import json
+import os
+import pickle
 import threading
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from huey import Huey
 from huey.registry import Message
+from huey.storage import MemoryStorage
 
 from lplgrad_backend.errors import StoreError
 from lplgrad_backend.jobs import Jobs, JsonSerializer, memory_queue, open_queue, work
@@ -97,6 +103,86 @@ class TestFileQueue(QueueContract):
         web.ring(4)
         assert Jobs(worker, lambda project: None).waiting() == [4]
         worker.storage.close()
+
+
+RECONCILE = "lplgrad_backend.jobs.reconcile"
+
+
+class Trap:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (self.command,)
+
+
+class TestForeignMessages:
+    """What somebody else wrote into the queue's storage."""
+
+    @pytest.fixture(params=["file", "redis"])
+    def queue(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Huey]:
+        if request.param == "file":
+            queue = open_queue(None, tmp_path / "models")
+            yield queue
+            queue.storage.close()
+        else:  # the storage gives back the bytes that it was given, which one in memory does as well
+            queue = open_queue("redis://127.0.0.1:1/0", tmp_path)
+            queue.storage = MemoryStorage("lplgrad")
+            yield queue
+
+    def test_a_pickle_is_never_executed(self, queue: Huey, tmp_path: Path) -> None:
+        mark = tmp_path / "executed"
+        trap = pickle.dumps(Trap(f"touch {mark}"))
+        pickle.loads(trap)
+        assert mark.exists(), "the trap works"
+        mark.unlink()
+        answered: list[int] = []
+        jobs = Jobs(queue, answered.append)
+        forged = json.dumps({"id": "x", "name": RECONCILE, "args": [trap.hex()]}).encode()
+        for message in (trap, gzip.compress(trap), forged):
+            queue.storage.enqueue(message)
+        queue.storage.add_to_schedule(trap, datetime(2026, 1, 1))
+        jobs.ring(3)
+        assert jobs.waiting() == [3]
+        while jobs.step():
+            pass
+        assert answered == [3]
+        for key in ("bell.4", f"rt:{RECONCILE}"):  # a bell, and what says that such jobs are revoked
+            queue.storage.put_data(key, trap)
+        jobs.ring(5)
+        while jobs.step():
+            pass
+        jobs.ring_anew(4)
+        assert not mark.exists()
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            b"",
+            b"\xff\xfe",
+            b"{",
+            b"[" * 100_000,
+            b"null",
+            b"7",
+            b'{"name": "lplgrad_backend.jobs.reconcile"}',
+            b'{"id": "x", "name": "lplgrad_backend.jobs.reconcile", "args": 7}',
+            b'{"id": "x", "name": "os.system", "args": ["id"]}',
+            b'{"id": "x", "name": "lplgrad_backend.jobs.reconcile", "args": ["../../etc"]}',
+            b'{"id": "x", "name": "lplgrad_backend.jobs.reconcile", "args": []}',
+        ],
+        ids=lambda message: message[:40].decode(errors="replace"),
+    )
+    def test_nonsense_is_dropped_and_what_follows_is_answered(self, queue: Huey, message: bytes) -> None:
+        answered: list[int] = []
+        jobs = Jobs(queue, answered.append)
+        queue.storage.enqueue(message)
+        jobs.ring(3)
+        assert jobs.waiting() == [3]
+        while jobs.step():
+            pass
+        assert answered == [3]
 
 
 def test_messages_are_json_and_nothing_is_unpickled() -> None:
