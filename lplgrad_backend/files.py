@@ -1,33 +1,52 @@
-"""Writing files so that a reader, a crash or a full disk never meets half of one."""
+"""Writing files so that a reader, a crash or a full disk never meets half of one.
+
+A file that is being written has a temporary name and is locked by its writer, and the kernel frees the lock when the
+writer ends, however it does. So what a killed writer left can be told from what another is writing, by no clock.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 
-def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Write `content` to `path`: to a temporary neighbour, synced if `durable`, renamed. Replaces what was there.
+def write_whole(path: Path, content: bytes, *, durable: bool = True, through: Path | None = None) -> None:
+    """Write `content` to `path`: to a temporary file, synced if `durable`, renamed. Replaces what was there.
+
+    Args:
+        through: folder of the temporary file, on the same disk; that of `path` unless given.
 
     Raises:
         OSError: disk full, read-only; nothing is left behind and the old content stays.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    with _temporary(through or path.parent, path.name) as file:
+        file.write(content)
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
+        Path(file.name).replace(path)
+
+
+@contextlib.contextmanager
+def _temporary(folder: Path, name: str) -> Iterator[IO[bytes]]:
+    """A new locked file that is gone at the end, if the block leaves it where it is."""
+    while True:
+        path = folder / f".{name}.{uuid.uuid4().hex}.tmp"
+        with path.open("xb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if os.fstat(file.fileno()).st_nlink == 0:  # taken for a leftover before it was locked
+                    continue
+                yield file
+                return
+            finally:
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def sync(path: Path) -> None:
@@ -71,13 +90,34 @@ def remove_folder(folder: Path) -> None:
         grave.rmdir()
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what interrupted writers left in `folder`: folders at once, files when they are an hour old.
+def is_leftover(path: Path) -> bool:
+    """Whether nobody writes this temporary file or folder any more. Of a folder its maker's lock must say that."""
+    if path.is_dir():
+        return True
+    with contextlib.suppress(OSError), _abandoned(path):
+        return True
+    return False
 
-    Only for the one process that may make folders there; small files are written by several.
-    """
+
+def remove_leftover(file: Path) -> None:
+    """Remove a temporary file, unless somebody writes it."""
+    with contextlib.suppress(OSError), _abandoned(file):
+        file.unlink()
+
+
+@contextlib.contextmanager
+def _abandoned(file: Path) -> Iterator[None]:
+    """Hold a temporary file's lock. OSError: it is gone, or being written."""
+    with file.open("rb") as content:
+        fcntl.flock(content, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what interrupted writers left directly in `folder`. Only for the one process that may make folders there;
+    files are written by several."""
     for path in folder.glob(".*.tmp"):
         if path.is_dir():
             remove_folder(path)
-        elif time.time() - path.stat().st_mtime > 3600:
-            path.unlink(missing_ok=True)
+        else:
+            remove_leftover(path)

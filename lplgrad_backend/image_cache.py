@@ -3,9 +3,9 @@
     addresses/ab/<sha256 of the image's key>       which bytes are there, and the image's size
     pixels/cd/<sha256 of the bytes>-<side>         the image as it is used: checksum, then side x side x 3 bytes
 
-Several addresses of the same bytes share their pixels. Files appear whole, by renaming, so any number of threads,
-processes and machines use one folder. They are not synced: after a power cut some may be empty, which their checksum
-says, and such a file counts as not there.
+Several addresses of the same bytes share their pixels. Files appear whole, by renaming from the folder itself, so any
+number of threads, processes and machines use it. They are not synced: after a power cut some may be empty, which their
+checksum says, and such a file counts as not there.
 
 Whatever was used last goes last when the folder grows too large. Use is noted by the files' times, at most once an hour.
 The folder is only walked through when this process has written a good part of what was free at the last walk.
@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lplgrad_backend.files import write_whole
+from lplgrad_backend.files import is_leftover, remove_leftover, write_whole
 
 log = logging.getLogger(__name__)
 BLOCK = 4096  # bytes; what a file takes at least
@@ -120,7 +120,7 @@ class ImageCache:
         for path in _files(self.folder):
             name = f"{path.relative_to(self.folder)} in the image cache"
             if path.name.endswith(".tmp"):
-                if _age(path) > HOUR:
+                if is_leftover(path):
                     found.append(f"{name} was left by an interrupted writer.")
             elif (kind := path.parent.parent.name) == "pixels" and (match := PIXELS_NAME.fullmatch(path.name)):
                 kept.append((name, match[1]))
@@ -146,10 +146,10 @@ class ImageCache:
     def _write(self, path: Path, content: bytes) -> None:
         try:
             try:
-                write_whole(path, content, durable=False)
+                write_whole(path, content, durable=False, through=self.folder)
             except FileNotFoundError:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(path, content, durable=False)
+                write_whole(path, content, durable=False, through=self.folder)
             self._make_room(_taken(len(content)))
         except OSError as error:
             if not self._complained:
@@ -184,8 +184,8 @@ def _kept(folder: Path) -> Iterator[tuple[float, int, Path]]:
     for path in _files(folder):
         with suppress(FileNotFoundError):  # another process removes too
             stat = path.stat()
-            if path.name.endswith(".tmp") and stat.st_mtime < time.time() - HOUR:
-                path.unlink()
+            if path.name.endswith(".tmp"):
+                remove_leftover(path)
             else:
                 grace = GRACE if path.parent.parent.name == "addresses" else 0.0
                 yield stat.st_mtime + grace, _taken(stat.st_size), path

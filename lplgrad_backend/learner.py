@@ -20,6 +20,7 @@ from lplgrad_backend import publication
 from lplgrad_backend.comparison import compare, share_right, split
 from lplgrad_backend.decision import labels_per_class, needs_reading, verdict
 from lplgrad_backend.errors import ImageError, LPLGradError, NotLearnable
+from lplgrad_backend.files import remove_leftovers
 from lplgrad_backend.history import read_history, with_choices, with_version, write_history
 from lplgrad_backend.labeling import (
     Annotations,
@@ -73,12 +74,18 @@ class Learner:
         try:
             with self.statuses.lock(project) as ours:
                 if ours:
-                    self.store.tidy(project)
+                    self._tidy(project)
                     self._look(_Look(self, self.label_studio, project), rounds)
                 return ours
         except LPLGradError:
             log.exception("project %d: nothing could be written", project)
             return False
+
+    def _tidy(self, project: int) -> None:
+        """Remove what was left behind by writers that were killed."""
+        self.store.tidy(project)
+        for name in ("images", "pretrained"):
+            remove_leftovers(self.settings.model_dir / name)
 
     def _look(self, look: _Look, rounds: bool) -> None:
         try:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lplgrad_backend.errors import StoreError, VersionDamaged, VersionNotFound
-from lplgrad_backend.files import remove_folder, remove_leftovers, whole_folder
+from lplgrad_backend.files import is_leftover, remove_folder, remove_leftovers, whole_folder
 from lplgrad_backend.labeling import Labeling
 
 MANIFEST, WEIGHTS, ANNOTATIONS, SCORES = (
@@ -247,7 +247,7 @@ class Store:
         found = []
         for project in self.projects():
             for path in sorted(self.project_folder(project).iterdir()):
-                if path.name.endswith(".tmp"):
+                if path.name.endswith(".tmp") and is_leftover(path):
                     found.append(f"Project {project}: {path.name} was left by an interrupted writer.")
                 elif VERSION_NAME.fullmatch(path.name):
                     found += self._check_version(project, path.name)

@@ -1,10 +1,13 @@
 """Files appear whole or not at all."""
 
+import fcntl
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from lplgrad_backend.files import remove_folder, remove_leftovers, whole_folder, write_whole
+from lplgrad_backend.files import is_leftover, remove_folder, remove_leftovers, whole_folder, write_whole
 
 
 def names(folder: Path) -> list[str]:
@@ -53,10 +56,42 @@ def test_removing_what_is_gone_is_no_error(tmp_path: Path) -> None:
     remove_folder(tmp_path / "v1")
 
 
-def test_leftover_folders_go_and_fresh_files_of_others_stay(tmp_path: Path) -> None:
+def test_what_nobody_writes_any_more_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
     (tmp_path / ".v2.abc.tmp").mkdir()
     (tmp_path / ".v2.abc.tmp" / "weights").write_bytes(b"half")
-    (tmp_path / ".mark.tasks.abc.tmp").write_bytes(b"being written")
+    (tmp_path / ".mark.tasks.abc.tmp").write_bytes(b"of a writer that was killed")
     (tmp_path / "v1").mkdir()
-    remove_leftovers(tmp_path)
-    assert names(tmp_path) == [".mark.tasks.abc.tmp", "v1"]
+    with (tmp_path / ".status.json.def.tmp").open("xb") as writing:
+        fcntl.flock(writing, fcntl.LOCK_EX)
+        assert not is_leftover(tmp_path / ".status.json.def.tmp")
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == [".status.json.def.tmp", "v1"]
+    assert is_leftover(tmp_path / ".status.json.def.tmp")
+
+
+def test_writers_and_removers_at_once_lose_nothing(tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def tidy() -> None:
+        while not done.is_set():
+            remove_leftovers(tmp_path)
+
+    tidying = threading.Thread(target=tidy)
+    tidying.start()
+    try:
+        with ThreadPoolExecutor(4) as writers:
+            for number in writers.map(lambda n: write_whole(tmp_path / str(n % 3), b"%d" % n) or n, range(300)):
+                assert (tmp_path / str(number % 3)).exists()
+    finally:
+        done.set()
+        tidying.join()
+    assert names(tmp_path) == ["0", "1", "2"]
+
+
+def test_a_temporary_file_may_lie_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    write_whole(tmp_path / "deep" / "a", b"x", through=tmp_path)
+    assert (names(tmp_path), names(tmp_path / "deep")) == (["deep"], ["a"])
+    with pytest.raises(FileNotFoundError):
+        write_whole(tmp_path / "missing" / "a", b"x", through=tmp_path)
+    assert names(tmp_path) == ["deep"]

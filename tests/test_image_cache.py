@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import time
@@ -78,13 +79,12 @@ def test_a_damaged_file_counts_as_absent_and_is_named(
     assert cache.check() == []
 
 
-def test_what_an_interrupted_writer_left_is_named_and_removed_when_old(cache: ImageCache) -> None:
+def test_what_an_interrupted_writer_left_is_named_and_removed(cache: ImageCache) -> None:
     [path] = files(cache.folder, "pixels")
     left = path.parent / "x.tmp"
-    left.write_bytes(b"half")
-    assert cache.check() == []
-    long_ago = time.time() - 2 * HOUR
-    os.utime(left, (long_ago, long_ago))
+    with left.open("xb") as writing:
+        fcntl.flock(writing, fcntl.LOCK_EX)
+        assert cache.check() == []
     assert [("x.tmp" in sentence) for sentence in cache.check()] == [True]
     ImageCache(cache.folder, LARGE).keep_known("b", known())
     assert not left.exists()
