@@ -31,8 +31,8 @@ from lplgrad_backend.lplgrad.network import Architecture, Network
 from lplgrad_backend.lplgrad.objective import main_loss
 from lplgrad_backend.lplgrad.recipe import Recipe, choose
 from lplgrad_backend.lplgrad.training import fit, look_at
+from lplgrad_backend.preparation import choose_side
 from lplgrad_backend.pretrained import load_into, resolve
-from lplgrad_backend.trainer import choose_side
 
 HERE = Path(__file__).parent
 WEIGHTS = "mobilenet_v2_x0.35_features.pth"

@@ -8,7 +8,6 @@ publishing adds what is missing.
 from __future__ import annotations
 
 import logging
-import random
 import tempfile
 import threading
 import time
@@ -19,14 +18,14 @@ from typing import Any
 from lplgrad_backend import publication
 from lplgrad_backend.comparison import compare, share_right, split
 from lplgrad_backend.decision import labels_per_class, needs_reading, verdict
-from lplgrad_backend.errors import ImageError, LPLGradError, NotLearnable
+from lplgrad_backend.errors import LPLGradError, NotLearnable
 from lplgrad_backend.files import remove_leftovers
+from lplgrad_backend.first_queue import FirstQueue, is_wanted
 from lplgrad_backend.history import read_history, with_choices, with_version, write_history
 from lplgrad_backend.labeling import (
     Annotations,
     Labeling,
     count_changes,
-    image_uri,
     parse_label_config,
     read_annotations,
 )
@@ -35,8 +34,9 @@ from lplgrad_backend.notice import Notice
 from lplgrad_backend.rounds import SCORES, WEIGHTS, Order, Outcome, PoolTask, Progress, RoundStopped, run_round
 from lplgrad_backend.served import served, why_not_newest
 from lplgrad_backend.settings import Settings
-from lplgrad_backend.status import UNREADABLE_KEPT, Mark, Phase, StatusFolder, now
-from lplgrad_backend.store import Manifest, PoolScores, Store, read_scores, version_number
+from lplgrad_backend.status import UNREADABLE_KEPT, ColdStart, Mark, Phase, StatusFolder, now
+from lplgrad_backend.store import Manifest, PoolScores, Store, next_version, read_scores
+from lplgrad_backend.unlabelled import pool_of, unlabelled_tasks
 
 log = logging.getLogger(__name__)
 Heavy = Callable[[Order, Path, Settings, Callable[[Progress], None], threading.Event], Outcome]
@@ -130,6 +130,8 @@ class _Look:
         if newest is not None and shown is not None:
             self.update(not_published=why_not_newest(newest, shown))
             self._publish(row, labeling, shown, fresh=trained is not None)
+        elif is_wanted(self.settings):
+            self._begin(row, labeling)
         if trained is not None:
             self.notice.show(read_history(self.store, self.project), training=False)
         self.update(phase=Phase.IDLE, last_error=None, last_error_at=None)
@@ -192,14 +194,14 @@ class _Look:
     def _round(self, labeling: Labeling, annotations: Annotations) -> Manifest:
         started = time.monotonic()
         self.update(phase=Phase.LOADING, round_started=now(), done=0, total=0)
-        unlabelled = [PoolTask(task=task, uri=uri) for task, uri in self._unlabelled(labeling, None)]
-        pool = self._pool(unlabelled)
+        unlabelled = self._unlabelled(labeling, None)
+        pool = pool_of(unlabelled, self.settings.pool_limit)
         self._go_on()
         training, held_out = split(labeling, annotations.examples, labels_per_class(labeling, annotations))
         order = Order(project=self.project, labeling=labeling, examples=training, held_out=held_out, pool=pool)
         self.notice.show(read_history(self.store, self.project), training=True)
         log.info("project %d: round on %d examples, pool of %d", self.project, len(order.examples), len(pool))
-        newest_task = max((entry.task for entry in unlabelled), default=0)
+        newest_task = max((task for task, _ in unlabelled), default=0)
         with self._scratch() as scratch:
             outcome = self.heavy(order, Path(scratch), self.settings, self._progress, self.stop)
             manifest = self._save(order, annotations, outcome, Path(scratch), newest_task)
@@ -219,21 +221,8 @@ class _Look:
         self.store.scratch_folder.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(prefix=f"{self.project}-", dir=self.store.scratch_folder)
 
-    def _pool(self, unlabelled: list[PoolTask]) -> list[PoolTask]:
-        """All unlabelled tasks, or a fresh random subset of too many (the paper's querying phase)."""
-        if len(unlabelled) <= self.settings.pool_limit:
-            return unlabelled
-        return random.SystemRandom().sample(unlabelled, self.settings.pool_limit)
-
     def _unlabelled(self, labeling: Labeling, without_version: str | None) -> list[tuple[int, str]]:
-        """(task id, image address) of unlabelled tasks; an empty address where the task has none."""
-        found = []
-        for task, data in self.label_studio.unlabelled_tasks(self.project, without_version=without_version):
-            try:
-                found.append((task, image_uri(labeling, {"id": task, "data": data})))
-            except ImageError:
-                found.append((task, ""))
-        return found
+        return unlabelled_tasks(self.label_studio, self.project, labeling, without_version)
 
     def _progress(self, progress: Progress) -> None:
         self.update(phase=progress.phase, done=progress.done, total=progress.total)
@@ -278,8 +267,34 @@ class _Look:
 
     def _next_version(self) -> str:
         """One more than any version here or in Label Studio, so that a lost MODEL_DIR never reuses a name."""
-        known = [*self.store.versions(self.project), *self.label_studio.model_versions(self.project)]
-        return f"v{1 + max((version_number(name) for name in known if _is_version(name)), default=0)}"
+        return next_version([*self.store.versions(self.project), *self.label_studio.model_versions(self.project)])
+
+    # Before the first version
+
+    def _begin(self, row: Mapping[str, Any], labeling: Labeling) -> None:
+        """Order the queue without a network, and anew when tasks have come."""
+        first = FirstQueue(self.label_studio, self.project, self.settings.pool_limit, self._push_rows)
+        if not first.is_free(row):
+            return
+        known = first.kept(self.status.cold_start)
+        if known is None or Mark.TASKS in self.marks:
+            lacking = self._unlabelled(labeling, known.version if known else None)
+            if first.is_due(known, lacking):
+                known = self._order_first(first, labeling)
+        if known is not None:
+            self._point(row, known.version)
+            first.remove_others(known)
+
+    def _order_first(self, first: FirstQueue, labeling: Labeling) -> ColdStart:
+        self._go_on()
+        self.update(phase=Phase.LOADING, done=0, total=0)
+        unlabelled = self._unlabelled(labeling, None)
+        outcome, scores = self._scored(first.order(labeling, pool_of(unlabelled, self.settings.pool_limit)))
+        self.update(phase=Phase.PUBLISHING, done=0, total=0, warnings=outcome.warnings)
+        self._note_unreadable(outcome.unreadable)
+        known = first.publish(labeling, outcome, scores, max(task for task, _ in unlabelled))
+        self.update(cold_start=known)
+        return known
 
     # Publishing
 
@@ -287,14 +302,19 @@ class _Look:
         if fresh or Mark.TASKS in self.marks or self.status.published != manifest.version:
             self.update(phase=Phase.PUBLISHING, done=0, total=0)
             self._push(labeling, manifest)
-        if self.settings.manage_project:
-            if publication.point_project(self.label_studio, row, manifest.version):
-                log.info("project %d: Label Studio now serves by %s", self.project, manifest.version)
-            self.update(published=manifest.version, to_do_by_hand=None)
-        else:
-            self.update(published=manifest.version, to_do_by_hand=publication.by_hand(row, manifest.version))
+        self._point(row, manifest.version)
+        if self.status.cold_start is not None:
+            self.update(cold_start=None)
         if fresh or len(self.store.versions(self.project)) > self.settings.keep_versions:
             self._remove_outdated(row, manifest)
+
+    def _point(self, row: Mapping[str, Any], version: str) -> None:
+        if self.settings.manage_project:
+            if publication.point_project(self.label_studio, row, version):
+                log.info("project %d: Label Studio now serves by %s", self.project, version)
+            self.update(published=version, to_do_by_hand=None)
+        else:
+            self.update(published=version, to_do_by_hand=publication.by_hand(row, version))
 
     def _push(self, labeling: Labeling, manifest: Manifest) -> None:
         scores = self.store.scores(self.project, manifest.version)
@@ -311,12 +331,16 @@ class _Look:
     def _score_and_push(self, labeling: Labeling, manifest: Manifest, tasks: list[tuple[int, str]]) -> None:
         pool = [PoolTask(task=task, uri=uri) for task, uri in tasks]
         order = Order(project=self.project, labeling=manifest.labeling, pool=pool, version=manifest.version)
-        with self._scratch() as scratch:
-            outcome = self.heavy(order, Path(scratch), self.settings, self._progress, self.stop)
-            found = read_scores(Path(scratch) / SCORES)
+        outcome, found = self._scored(order)
         new_rows = self._rows(labeling, manifest, found, [(int(task), at) for at, task in enumerate(found.tasks)])
         self._push_rows(new_rows + publication.unreadable_rows(labeling, manifest.version, outcome.unreadable))
         self._note_unreadable({**self.status.unreadable, **outcome.unreadable})
+
+    def _scored(self, order: Order) -> tuple[Outcome, PoolScores]:
+        """The scores of a child that saves no network."""
+        with self._scratch() as scratch:
+            outcome = self.heavy(order, Path(scratch), self.settings, self._progress, self.stop)
+            return outcome, read_scores(Path(scratch) / SCORES)
 
     def _rows(
         self, labeling: Labeling, manifest: Manifest, scores: PoolScores, only: list[tuple[int, int]]
@@ -347,7 +371,3 @@ class _Look:
 def _accuracy(order: Order, outcome: Outcome) -> dict[str, float]:
     share = share_right(order.labeling, order.held_out, outcome.held_out)
     return {} if share is None else {"held_out_accuracy": share, "held_out_images": len(outcome.held_out)}
-
-
-def _is_version(name: str) -> bool:
-    return name.startswith("v") and name[1:].isdigit() and not name.startswith("v0")

@@ -6,6 +6,7 @@ version of which it has no prediction (label-studio-facts 5 and 6): so push, the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from lplgrad_backend.store import Manifest, PoolScores, for_classes, version_num
 
 SAMPLING = "Uncertainty sampling"
 UNTRAINED = "untrained"
+START_NAME = re.compile(r"start-([1-9]\d{0,8})")  # an order made before there was a version
 LAST_IN_LINE = 1.0  # the score of a task whose image cannot be read
 
 
@@ -75,6 +77,15 @@ def rows(
     return sorted(found, key=lambda row: float(row["score"]))
 
 
+def start_rows(labeling: Labeling, version: str, scores: PoolScores) -> list[dict[str, Any]]:
+    """Rows of all scored tasks without a class, lowest score first."""
+    pairs = sorted(zip(scores.scores.tolist(), scores.tasks.tolist(), strict=True))
+    return [
+        {"task": task, **prediction(labeling, probabilities=None, score=score, version=version)}
+        for score, task in pairs
+    ]
+
+
 def unreadable_rows(labeling: Labeling, version: str, tasks: Iterable[int]) -> list[dict[str, Any]]:
     """Rows that put tasks last in line without a label."""
     empty = prediction(labeling, probabilities=None, score=LAST_IN_LINE, version=version)
@@ -87,12 +98,24 @@ def outdated_versions(present: Mapping[str, int], ours: Sequence[str], current: 
     Args:
         present: version -> number of predictions, of Label Studio.
         ours: versions that this backend made, oldest first; what others pushed is not touched.
-        current: the version just published; never removed.
+        current: the version or start just published; never removed.
         keep: how many of the newest stay, `current` included.
     """
-    mine = sorted(set(ours) | {current}, key=version_number)
+    mine = sorted({*ours, current} if not is_start(current) else ours, key=version_number)
     old = mine[: max(0, len(mine) - keep)]
-    return [version for version in [UNTRAINED, *old] if version in present and version != current]
+    starts = [name for name in present if is_start(name)]
+    return [version for version in [UNTRAINED, *starts, *old] if version in present and version != current]
+
+
+def is_start(version: str) -> bool:
+    """Whether predictions of this version are an order made before there was one."""
+    return START_NAME.fullmatch(version) is not None
+
+
+def start_number(version: str) -> int:
+    """12 for "start-12", 0 for what is no start."""
+    match = START_NAME.fullmatch(version)
+    return int(match.group(1)) if match else 0
 
 
 def point_project(label_studio: LabelStudio, row: Mapping[str, Any], version: str) -> bool:

@@ -40,7 +40,8 @@ class PoolTask(BaseModel):
 
 
 class Order(BaseModel):
-    """What the child is to do: train on `examples` (if any) and score `pool` with the result, or with `version`."""
+    """What the child is to do: train on `examples` and score `pool` with the result; or score it with `version`; or
+    order it without training, `cold`, `examples` being labelled already."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -50,6 +51,7 @@ class Order(BaseModel):
     held_out: list[Example] = []  # labelled images not to train on, but to say what the result makes of them
     pool: list[PoolTask]
     version: str | None = None  # score with this version instead of training
+    cold: bool = False
 
 
 class Outcome(BaseModel):

@@ -16,6 +16,7 @@ from torch import Tensor
 from lplgrad_backend.errors import ImageError, ImageUnreadable, NonFiniteScore, TrainingError, VersionDamaged
 from lplgrad_backend.images import Images
 from lplgrad_backend.lplgrad import acquisition
+from lplgrad_backend.lplgrad.acquisition import Queue
 from lplgrad_backend.lplgrad.gradnorm import GradientNorms
 from lplgrad_backend.lplgrad.gradnorm.entropy import TEMPERATURES
 from lplgrad_backend.lplgrad.network import Architecture, Network
@@ -173,10 +174,9 @@ def by_norm(measured: Sequence[Measured], scale: float | None = None) -> Standin
     return Standing(norms, scores_of(norms, used), used)
 
 
-def in_queue(ordered: Ordered) -> Standing:
-    """As a strategy put them: the score rises strictly along the queue."""
-    queue = ordered.queue
-    worth, scores = np.zeros(len(ordered.pool)), np.zeros(len(ordered.pool))
+def in_queue(queue: Queue, count: int) -> Standing:
+    """All `count` images as a queue has them: the score rises strictly along it."""
+    worth, scores = np.zeros(count), np.zeros(count)
     at, along = queue.positions.numpy(), queue.worth.clamp(min=0)
     worth[at] = along.numpy()
     scale = scale_of(worth)
@@ -193,8 +193,10 @@ def among(measured: Sequence[Measured], known: PoolScores, scale: float) -> Stan
     ranks, worths = np.sort(known.norms), np.sort(known.worth)
     worth = np.interp(norms, ranks, worths)
     for outside, end in ((norms < ranks[0], 0), (norms > ranks[-1], -1)):
-        if ranks[end] > 0:
-            worth[outside] = worths[end] * norms[outside] / ranks[end]
+        if ranks[end] > 0 and worths[end] > 0:
+            with np.errstate(over="ignore"):  # by a norm that is as good as nothing
+                beyond = worths[end] * (norms[outside] / ranks[end])
+            worth[outside] = np.minimum(beyond, np.finfo(np.float64).max)
     return Standing(worth, scores_of(worth, scale), scale)
 
 

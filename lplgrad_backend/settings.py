@@ -96,6 +96,12 @@ class Settings(BaseModel):
         description="`true` keeps the strategy also where its order looks unhealthy; else such a round is ordered by "
         "`badge` and says so.",
     )
+    cold_start: bool = Field(
+        True,
+        alias="LPLGRAD_COLD_START",
+        description="`false` leaves the first labels, before there is a version, to Label Studio's own order; else typical "
+        "images come first (not with the preset `paper` or the strategy `random`).",
+    )
     backbone: str = Field(
         "resnet18",
         alias="LPLGRAD_BACKBONE",

@@ -41,6 +41,22 @@ class Mark(StrEnum):
     ROUND = "round"  # a person asked for a round
 
 
+class ColdStart(BaseModel):
+    """An order that was published before there was a version.
+
+    Attributes:
+        version: that its predictions carry, such as start-1.
+        newest_task: highest task id that it saw.
+        basis: by what images were compared, such as "colours and edges".
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str
+    newest_task: int
+    basis: str
+
+
 class ProjectStatus(BaseModel):
     """What is known of a project at this moment. Times are aware UTC."""
 
@@ -61,6 +77,7 @@ class ProjectStatus(BaseModel):
     annotations_seen: int | None = None  # Label Studio's own counter at that reading
     read_at: datetime | None = None
     published: str | None = None  # version that Label Studio was last pointed at
+    cold_start: ColdStart | None = None  # the order before the first version
     last_error: str | None = None
     last_error_at: datetime | None = None
     to_do_by_hand: str | None = None  # what LPLGRAD_MANAGE_PROJECT=false leaves to a person

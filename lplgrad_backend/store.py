@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -122,6 +122,11 @@ def version_number(version: str) -> int:
     if match is None:
         raise VersionNotFound(f"{version!r} is not the name of a version; they are called v1, v2, …")
     return int(match.group(1))
+
+
+def next_version(known: Iterable[str]) -> str:
+    """The name after the highest of these; what is no name of a version does not count."""
+    return f"v{1 + max((version_number(name) for name in known if VERSION_NAME.fullmatch(name)), default=0)}"
 
 
 class Store:

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +20,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lplgrad_backend.errors import ImageError, LPLGradError, NotLearnable, SettingsError
+from lplgrad_backend.cold_order import order_cold
+from lplgrad_backend.errors import ImageError, LPLGradError, NotLearnable
 from lplgrad_backend.examination import examine
 from lplgrad_backend.history import SUSPECTS_KEPT, Suspect
 from lplgrad_backend.images import Images
 from lplgrad_backend.labeling import Example, Labeling
 from lplgrad_backend.logs import start_logging
 from lplgrad_backend.lplgrad.gradnorm.entropy import TEMPERATURES
-from lplgrad_backend.lplgrad.network import Architecture, Network
+from lplgrad_backend.lplgrad.network import Network
 from lplgrad_backend.lplgrad.objective import main_loss
 from lplgrad_backend.lplgrad.ordering import SAFE, Acquisition, Ordered
-from lplgrad_backend.lplgrad.recipe import Recipe, choose
+from lplgrad_backend.lplgrad.recipe import Recipe
 from lplgrad_backend.lplgrad.suspicion import excess_losses, suspected
-from lplgrad_backend.lplgrad.training import fit, freeze, look_at
-from lplgrad_backend.pretrained import SMALL_SIDE, load_into, resolve
+from lplgrad_backend.lplgrad.training import fit, look_at
+from lplgrad_backend.preparation import device_of, start_of, typical_side
 from lplgrad_backend.rounds import OUTCOME, SCORES, WEIGHTS, Failure, Order, Outcome, Progress, receive
 from lplgrad_backend.scoring import (
     Readable,
@@ -56,8 +55,6 @@ from lplgrad_backend.store import Store, write_scores
 
 log = logging.getLogger(__name__)
 NICENESS = 10
-SIZES_LOOKED_AT = 64
-SIDE_PRETRAINED, SIDE_FROM_SCRATCH = 224, 96
 REPORT_SECONDS = 0.5
 
 
@@ -89,11 +86,13 @@ def run(order: Order, folder: Path, settings: Settings) -> Outcome:
     """
     images = open_images(settings, open_label_studio(settings))
     report = Reporter()
+    if order.cold:
+        return order_cold(order, folder, settings, images, report)
     if order.version is not None:
         return _score_only(order, folder, settings, images, report)
     started = time.monotonic()
     labeling, device = order.labeling, device_of(settings)
-    longest = _typical_side(order, images)
+    longest = typical_side(order, images)
     start = start_of(settings, longest, len(labeling.classes), labeling.multiple, len(order.examples), device)
     network, recipe = start.network, start.recipe
     log.info("project %d: recipe %s", order.project, start.reason)
@@ -127,98 +126,6 @@ def _score_only(order: Order, folder: Path, settings: Settings, images: Images, 
     standing = among(found.measured, store.scores(order.project, manifest.version), manifest.scale)
     write_scores(pool_scores(found, standing, len(order.labeling.classes)), folder / SCORES)
     return Outcome(metrics={"scale": manifest.scale}, unreadable=found.unreadable)
-
-
-# Preparing
-
-
-@dataclass(frozen=True)
-class Start:
-    """What training starts from, here and in a simulation.
-
-    Attributes:
-        network: with pretrained weights where there are some, frozen as the recipe says.
-        recipe, reason: how to train it, and why so.
-        pretrained: whether there are such weights.
-        said: what a person should know about that.
-    """
-
-    network: Network
-    recipe: Recipe
-    reason: str
-    pretrained: bool
-    said: list[str]
-
-
-def start_of(
-    settings: Settings, longest: int, classes: int, multiple: bool, labelled: int, device: torch.device
-) -> Start:
-    """A new network and its recipe.
-
-    Args:
-        longest: the images' longest side, in pixels.
-        labelled: how many labelled images there are.
-    """
-    found = resolve(settings.weights, settings.pixels, settings.backbone, longest, settings.model_dir / "pretrained")
-    has_weights = found.state is not None
-    architecture = Architecture(
-        backbone=settings.backbone,
-        classes=classes,
-        multiple=multiple,
-        side=settings.image_size or choose_side(longest, has_weights),
-        small_stem=longest <= SMALL_SIDE and not has_weights,
-        pixel_mean=found.mean,
-        pixel_std=found.std,
-        options=settings.backbone_options,
-    )
-    torch.manual_seed(settings.seed)
-    network = Network(architecture)
-    said = [found.warning, load_into(network.backbone, found.state) if found.state is not None else None]
-    linear = network.head_is_linear
-    recipe, reason = choose(settings.preset, has_weights, labelled, device, architecture.side, linear_head=linear)
-    freeze(network, recipe.trained)
-    return Start(network, recipe, reason, has_weights, [sentence for sentence in said if sentence])
-
-
-def _typical_side(order: Order, images: Images) -> int:
-    """Median longest side, in pixels, of some of the labelled images and of the pool."""
-    tasks = [(example.task_id, example.uri) for example in order.examples]
-    tasks += [(entry.task, entry.uri) for entry in order.pool[:SIZES_LOOKED_AT]]
-    sides = []
-    for task, uri in tasks:
-        try:
-            sides.append(max(images.size(uri, task_id=task)))
-        except ImageError:
-            continue
-        if len(sides) == SIZES_LOOKED_AT:
-            break
-    if not sides:
-        raise NotLearnable("None of the images looked at can be read; the status names the first reasons.")
-    return int(np.median(sides))
-
-
-def choose_side(longest: int, pretrained: bool) -> int:
-    """The side that images are resized to: their own for small ones (a multiple of 16), else what the weights were
-    trained on, else what two cores can train from scratch."""
-    if pretrained:
-        return SIDE_PRETRAINED
-    return min(SIDE_FROM_SCRATCH, 16 * math.ceil(longest / 16)) if longest <= SMALL_SIDE else SIDE_FROM_SCRATCH
-
-
-def device_of(settings: Settings) -> torch.device:
-    """What a round trains on.
-
-    Raises:
-        SettingsError: this machine lacks what is set.
-    """
-    if settings.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(settings.device)
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SettingsError("LPLGRAD_DEVICE", settings.device, "auto, or a device that this machine has") from error
-    return device
 
 
 # Training
@@ -323,7 +230,11 @@ def _score_and_order(
     if found.measured:
         features = look_at(network, labelled).features.cpu()
         ordered = order_measured(found.measured, features, multiple, wanted, settings.seed)
-        standing, ordered_by, warnings = in_queue(ordered), ordered.ordered_by, complaints(ordered)
+        standing, ordered_by, warnings = (
+            in_queue(ordered.queue, len(ordered.pool)),
+            ordered.ordered_by,
+            complaints(ordered),
+        )
     write_scores(pool_scores(found, standing, len(order.labeling.classes)), folder / SCORES)
     metrics = {"scale": standing.scale}
     return Outcome(ordered_by=ordered_by, metrics=metrics, warnings=warnings, unreadable=found.unreadable)

@@ -32,7 +32,8 @@ class Stage:
         self.tasks = self.add_tasks(tasks)
         token = self.fake.legacy_token()
         self.client = LabelStudio(self.fake.url, token, session=self.fake.session(), pause=lambda seconds: None)
-        self.settings = read_settings({"MODEL_DIR": str(folder), **environ}, None)
+        known = {"MODEL_DIR": str(folder), "LPLGRAD_COLD_START": "false"}
+        self.settings = read_settings({**known, **environ}, None)
         self.store, self.statuses = Store(folder), StatusFolder(folder)
         self.orders: list[Order] = []
         self.unreadable: dict[int, str] = {}
@@ -60,6 +61,8 @@ class Stage:
         safetensors.numpy.save_file({"w": np.zeros(1, np.float32)}, folder / WEIGHTS)
         asked = {entry.task for entry in order.pool} | {example.task_id for example in order.examples}
         unreadable = {task: why for task, why in self.unreadable.items() if task in asked}
+        if order.cold:
+            return Outcome(metrics={"scale": 1.0}, unreadable=unreadable, recipe_reason="colours and edges")
         return Outcome(metrics={"scale": 1.0}, held_out=self.held_out(order), unreadable=unreadable)
 
     def label(self, count: int, first: int = 0) -> None:

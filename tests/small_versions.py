@@ -31,6 +31,11 @@ class MadeImages:
     def __init__(self) -> None:
         self.asked: list[tuple[int, str]] = []
 
+    def size(self, uri: str, task_id: int | None = None) -> tuple[int, int]:
+        if "broken" in uri or not uri:
+            raise ImageUnreadable(uri, "it is broken.")
+        return SIDE, SIDE
+
     def load_many(self, items: Iterable[tuple[int, str]], side: int) -> Iterator[NDArray[np.uint8] | ImageError]:
         for task, uri in items:
             self.asked.append((task, uri))

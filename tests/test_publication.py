@@ -4,7 +4,15 @@ from pathlib import Path
 
 from versions import LABELING, pool_scores, save_version
 
-from lplgrad_backend.publication import by_hand, outdated_versions, rows, sort_tasks, unreadable_rows, worth_scoring
+from lplgrad_backend.publication import (
+    by_hand,
+    outdated_versions,
+    rows,
+    sort_tasks,
+    start_rows,
+    unreadable_rows,
+    worth_scoring,
+)
 from lplgrad_backend.store import Store
 
 
@@ -47,6 +55,18 @@ def test_only_our_own_old_versions_are_removed() -> None:
     assert outdated_versions(present, ["v2", "v3", "v4"], "v4", keep=2) == ["untrained", "v2"]
     assert outdated_versions(present, ["v4"], "v4", keep=1) == ["untrained"]
     assert outdated_versions({"v4": 9}, ["v2", "v3", "v4"], "v4", keep=1) == []
+
+
+def test_an_order_made_before_the_first_version_goes_with_it_or_with_the_next_such() -> None:
+    present = {"start-1": 9, "start-2": 9, "untrained": 2, "startled": 4, "v1": 9}
+    assert outdated_versions(present, ["v1"], "v1", keep=3) == ["untrained", "start-1", "start-2"]
+    assert outdated_versions(present, [], "start-2", keep=1) == ["untrained", "start-1"]
+
+
+def test_rows_of_an_order_without_a_network_show_no_class() -> None:
+    found = start_rows(LABELING, "start-1", pool_scores([(1, "/a"), (2, "/b")], [0.7, 0.2]))
+    assert [(row["task"], row["score"], row["result"]) for row in found] == [(2, 0.2, []), (1, 0.7, [])]
+    assert {row["model_version"] for row in found} == {"start-1"}
 
 
 def test_what_is_left_to_a_person_is_said() -> None:

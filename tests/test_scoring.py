@@ -239,7 +239,7 @@ class TestOrder:
     def test_scores_rise_strictly_along_every_queue(self, found: list[Measured], strategy: str) -> None:
         labelled = torch.cat([one.answers.features for one in found[:3] if one.answers])
         ordered = order_measured(found, labelled, False, Acquisition(strategy, strict=True), 0)
-        standing = in_queue(ordered)
+        standing = in_queue(ordered.queue, len(ordered.pool))
         along = standing.scores[ordered.queue.positions.numpy()]
         assert (np.diff(along) > 0).all() and along.min() > 0 and along.max() < 1
         assert sorted(ordered.queue.positions.tolist()) == list(range(len(POOL)))
@@ -255,7 +255,8 @@ class TestOrder:
 
     def test_without_coverage_the_worth_is_the_norm(self, found: list[Measured]) -> None:
         labelled = torch.zeros(0, found[0].answers.features.shape[1]) if found[0].answers else torch.zeros(0, 1)
-        standing = in_queue(order_measured(found, labelled, False, Acquisition(sharpness=None, strict=True), 0))
+        ordered = order_measured(found, labelled, False, Acquisition(sharpness=None, strict=True), 0)
+        standing = in_queue(ordered.queue, len(found))
         np.testing.assert_allclose(standing.worth, [one.norm for one in found])
 
 
@@ -265,6 +266,12 @@ class TestLaterImages:
         known = pool_scores(found, by_norm(found.measured), 2)
         later = [measured(norm) for norm in (0.05, 0.1, 0.17, 0.3, 0.9, 0.0)]
         np.testing.assert_allclose(among(later, known, 0.2).worth, [0.05, 0.1, 0.17, 0.3, 0.9, 0.0])
+
+    def test_a_norm_beside_others_of_next_to_nothing(self) -> None:
+        found = readable([(1, "/1.png")], [measured(5e-324)])
+        known = pool_scores(found, replace(by_norm(found.measured, 1.0), worth=np.array([1.0])), 2)
+        standing = among([measured(1.0)], known, 1.0)
+        assert np.isfinite(standing.worth).all() and 0 < standing.scores[0] < 1
 
     @given(
         norms=st.lists(st.floats(0, 10), min_size=1, max_size=9),

@@ -28,7 +28,7 @@ from lplgrad_backend.settings import Settings, read_settings
 from lplgrad_backend.sources import open_images, open_label_studio
 from lplgrad_backend.status import Phase, now
 from lplgrad_backend.store import Manifest, PoolScores, Store, read_scores
-from lplgrad_backend.trainer import Reporter, acquisition_of, choose_side, complaints, run
+from lplgrad_backend.trainer import Reporter, acquisition_of, complaints, run
 
 LABELING = Labeling(from_name="digit", to_name="image", data_key="image", classes=CLASSES, multiple=False)
 LABELLED, POOL = 20, 30
@@ -225,15 +225,6 @@ class TestInThisProcess:
     def test_a_setting_that_cannot_be_used(self, site: Site, tmp_path: Path, changed: dict[str, str]) -> None:
         with pytest.raises(SettingsError, match=next(iter(changed))):
             run(site.order(), tmp_path, site.settings(tmp_path, **changed))
-
-
-@pytest.mark.parametrize(
-    ("longest", "pretrained", "side"),
-    [(8, False, 16), (16, False, 16), (17, False, 32), (64, False, 64), (65, False, 96), (4000, False, 96),
-     (64, True, 224), (4000, True, 224)],
-)  # fmt: skip
-def test_the_side_of_images(longest: int, pretrained: bool, side: int) -> None:
-    assert choose_side(longest, pretrained) == side
 
 
 @pytest.mark.parametrize(

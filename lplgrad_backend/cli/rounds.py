@@ -10,6 +10,7 @@ import typer
 from lplgrad_backend.cli.options import Project, needed_label_studio, open_console
 from lplgrad_backend.cli.progress import INTERRUPTED, ShownStatus, progress, stop_on_interrupt
 from lplgrad_backend.errors import LPLGradError, ProjectBusy, VersionNotFound
+from lplgrad_backend.first_queue import said_of
 from lplgrad_backend.learner import Learner
 from lplgrad_backend.logs import start_logging
 from lplgrad_backend.served import served, why_not_newest
@@ -100,7 +101,8 @@ def sentences(store: Store, statuses: StatusFolder, project: int) -> list[str]:
     if not found.due[:1].isdigit():
         said = [f"Project {project}: {_doing(statuses, found)}; next round: {found.due}."]
     if newest is None or shown is None:
-        return [*said, "  No version yet.", *_troubles(found)]
+        first = [f"  {said_of(found.cold_start)}"] if found.cold_start else []
+        return [*said, "  No version yet.", *first, *_troubles(found)]
     said.append(f"  Served: {shown.version}, {sum(shown.labels.values())} labels.")
     reason = why_not_newest(newest, shown)
     return [*said, *([f"  {reason}"] if reason else []), *_troubles(found)]

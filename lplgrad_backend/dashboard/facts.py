@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lplgrad_backend.dashboard.statistics import histogram, remaining_seconds, two_likeliest, wilson
 from lplgrad_backend.errors import StoreError
+from lplgrad_backend.first_queue import said_of
 from lplgrad_backend.history import History, VersionRecord, read_history
 from lplgrad_backend.served import served, why_not_newest
 from lplgrad_backend.service import Service
@@ -91,6 +92,7 @@ class ProjectFacts(_Facts):
     served: str | None
     not_published: str | None
     worker_at_work: bool
+    cold_start: str | None
     labels: dict[str, int]
     labels_read_at: datetime | None
     rounds: int
@@ -149,6 +151,7 @@ class Facts:
             served=shown.version if shown else None,
             not_published=why_not_newest(manifest, shown) if manifest and shown else None,
             worker_at_work=self.worker_is_at_work(),
+            cold_start=said_of(status.cold_start) if status.cold_start else None,
             labels=labels | status.labels,
             labels_read_at=status.read_at,
             rounds=status.rounds,

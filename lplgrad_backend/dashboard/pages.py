@@ -115,7 +115,8 @@ def _summary(facts: ProjectFacts) -> Markup:
         ),
         _tile("Next round", "running" if facts.round else _due(facts), _count(facts.rounds, "round") + " so far"),
     ]
-    return join(element("dl", *tiles, class_="tiles"), _progress(facts.round) if facts.round else None)
+    first = _note(facts.cold_start) if facts.cold_start else None
+    return join(element("dl", *tiles, class_="tiles"), first, _progress(facts.round) if facts.round else None)
 
 
 def _published(facts: ProjectFacts) -> object:

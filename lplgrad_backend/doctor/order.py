@@ -9,6 +9,7 @@ from lplgrad_backend.doctor.finding import Finding, failed, ok, skipped
 from lplgrad_backend.doctor.reading import ProjectReading, Scored
 from lplgrad_backend.doctor.wiring import command
 from lplgrad_backend.errors import LabelConfigError
+from lplgrad_backend.first_queue import said_of
 from lplgrad_backend.labeling import Labeling
 from lplgrad_backend.publication import LAST_IN_LINE, SAMPLING
 from lplgrad_backend.settings import Settings
@@ -88,7 +89,9 @@ def _sampling(reading: ProjectReading, state: State) -> Finding:
 def _version(reading: ProjectReading, state: State) -> Finding:
     hop, project, found = "model version", reading.project, state.project.get("model_version")
     if reading.served is None:
-        return ok(hop, "no version yet: label images of two classes", project)
+        first = reading.status.cold_start
+        said = f" {said_of(first)}" if first is not None and found == first.version else ""
+        return ok(hop, f"no version yet: label images of two classes.{said}", project)
     if found == reading.served.version:
         return ok(hop, str(found), project)
     return failed(

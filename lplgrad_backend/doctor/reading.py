@@ -18,11 +18,11 @@ from lplgrad_backend.jobs import Jobs, open_queue
 from lplgrad_backend.labeling import Labeling, image_uri, parse_label_config
 from lplgrad_backend.labelstudio import LabelStudio
 from lplgrad_backend.labelstudio.ringing import Rung, ring
+from lplgrad_backend.preparation import device_of
 from lplgrad_backend.served import served
 from lplgrad_backend.settings import Settings
 from lplgrad_backend.status import ProjectStatus, StatusFolder
 from lplgrad_backend.store import Manifest, PoolScores, Store
-from lplgrad_backend.trainer import device_of
 from lplgrad_backend.worker import worker_is_at_work
 
 Read = TypeVar("Read")

@@ -20,11 +20,11 @@ from lplgrad_backend.files import write_whole
 from lplgrad_backend.lplgrad.network import Architecture, Looked, Network
 from lplgrad_backend.lplgrad.recipe import Recipe
 from lplgrad_backend.lplgrad.training import look_at
+from lplgrad_backend.preparation import start_of
 from lplgrad_backend.scoring import as_batch
 from lplgrad_backend.settings import Settings
 from lplgrad_backend.simulation.datasets import DataSet
 from lplgrad_backend.simulation.replay import Material
-from lplgrad_backend.trainer import start_of
 
 BATCH = 64
 Report = Callable[[int, int], None]

@@ -1,0 +1,47 @@
+"""Before the first version, on the real Label Studio: typical images first, and nothing of it left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from conftest import UPDATES_PER_ROUND
+from digits_project import DigitsProject
+
+from lplgrad_backend.demo.backend import Backend
+from lplgrad_backend.publication import SAMPLING
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+SHOWN, LATER = 40, 10
+
+
+def ordered_by(project: DigitsProject, version: str) -> bool:
+    row = project.row()
+    return (row["model_version"], row["sampling"]) == (version, SAMPLING) and not project.status().busy
+
+
+def test_the_first_labels_come_in_an_order_of_their_own(
+    backend: Backend, new_project: Callable[[str, int], DigitsProject]
+) -> None:
+    project = new_project("First labels", SHOWN)
+    project.connect_model(backend.url)
+    project.wait_until(lambda: ordered_by(project, "start-1"), "an order before the first version")
+    predictions = project.predictions("start-1")
+    assert predictions.keys() == project.unlabelled()
+    assert all(row["result"] == [] and 0 < row["score"] < 1 for row in predictions.values())
+    assert len({row["score"] for row in predictions.values()}) == SHOWN
+    order = project.order("start-1")
+    assert project.label(3) == order[:3]
+
+    shown = {digit.file for digit in project.digits.pool[:SHOWN]}
+    later = [digit.file for digit in project.digits.pool if digit.file not in shown][:LATER]
+    project.person.upload(project.number, later)
+    project.wait_until(lambda: ordered_by(project, "start-2"), "an order with the tasks that came")
+    order = project.order("start-2")
+    assert len(order) == SHOWN + LATER - 3
+    assert project.label(2) == order[:2]
+
+    project.label(UPDATES_PER_ROUND - 5)
+    project.wait_for_version("v1")
+    assert not project.predictions("start-1") and not project.predictions("start-2")
+    assert project.status().cold_start is None
