@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 from lplgrad_backend.rounds import end_process
-from lplgrad_backend.settings import Settings
+from lplgrad_backend.settings import Settings, without_secrets
+from lplgrad_backend.worker import SETTINGS_BY_PIPE
 
 log = logging.getLogger(__name__)
 RESTART_SECONDS = 2.0
@@ -42,15 +45,20 @@ class EmbeddedWorker:
                 atexit.register(_leave, stop, keeper)
 
     def _keep(self, stop: threading.Event) -> None:
-        environment = {**os.environ, **self._settings.environ()}
+        environment = without_secrets(os.environ)
+        settings = json.dumps(self._settings.environ()).encode() + b"\n"
         while not stop.is_set():
             # a session of its own: Ctrl-C in a terminal reaches this process, which then ends the worker in order
             worker = subprocess.Popen(
-                [sys.executable, "-m", "lplgrad_backend.worker"],
+                [sys.executable, "-m", "lplgrad_backend.worker", SETTINGS_BY_PIPE],
                 stdin=subprocess.PIPE,
                 env=environment,
                 start_new_session=True,
             )
+            assert worker.stdin is not None
+            with suppress(BrokenPipeError):  # it died at once; the loop below says so
+                worker.stdin.write(settings)
+                worker.stdin.flush()
             while worker.poll() is None and not stop.wait(0.2):
                 pass
             end_process(worker)

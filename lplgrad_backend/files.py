@@ -15,6 +15,12 @@ from pathlib import Path
 from typing import IO
 
 
+def keep_private() -> None:
+    """From now on other users of this machine can read nothing that this process and its children write: images, their
+    addresses and models are people's own."""
+    os.umask(os.umask(0o007) | 0o007)
+
+
 def write_whole(path: Path, content: bytes, *, durable: bool = True, through: Path | None = None) -> None:
     """Write `content` to `path`: to a temporary file, synced if `durable`, renamed. Replaces what was there.
 

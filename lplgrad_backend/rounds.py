@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lplgrad_backend.errors import NotLearnable, TrainingError
 from lplgrad_backend.history import Suspect
 from lplgrad_backend.labeling import Example, Labeling
-from lplgrad_backend.settings import Settings, read_settings
+from lplgrad_backend.settings import Settings, read_settings, without_secrets
 from lplgrad_backend.status import Phase
 
 WEIGHTS, SCORES, OUTCOME = "weights.safetensors", "scores.safetensors", "outcome.json"
@@ -129,7 +129,13 @@ def _hint(status: int) -> str:
 @contextlib.contextmanager
 def _child(command: Sequence[str], stop: threading.Event) -> Iterator[subprocess.Popen[bytes]]:
     # a process group of its own: the terminal's Ctrl-C asks the parent, which ends the child in order
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=without_secrets(os.environ),
+        process_group=0,
+    )
     ended = threading.Event()
     watcher = threading.Thread(target=_end_on_stop, args=(child, stop, ended), daemon=True)
     watcher.start()

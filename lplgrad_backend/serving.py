@@ -6,8 +6,11 @@ import errno
 import logging
 import os
 import socket
+import stat
 import sys
 import tempfile
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from wsgiref.types import WSGIApplication
 
@@ -17,9 +20,10 @@ from gunicorn.arbiter import Arbiter
 from lplgrad_backend.api import create_app
 from lplgrad_backend.embedded import EmbeddedWorker
 from lplgrad_backend.errors import LPLGradError, SettingsError
+from lplgrad_backend.files import keep_private
 from lplgrad_backend.logs import start_logging
 from lplgrad_backend.service import build_service
-from lplgrad_backend.settings import Settings, read_settings
+from lplgrad_backend.settings import ENV_FILE, Settings, read_settings
 
 log = logging.getLogger(__name__)
 # gunicorn.conf.py says the same to `gunicorn _wsgi:app`
@@ -51,6 +55,7 @@ def application_of_environment() -> WSGIApplication:
     """The app for a server that is not ours (`gunicorn _wsgi:app`). What cannot be used ends that server with a sentence."""
     try:
         settings = read_settings(os.environ)
+        keep_private()
         start_logging(settings)
         say_what_is_missing(settings)
         return application(settings)
@@ -76,10 +81,13 @@ def missing_settings(settings: Settings) -> list[str]:
     return found
 
 
-def say_what_is_missing(settings: Settings) -> None:
-    """Log `missing_settings` as warnings."""
+def say_what_is_missing(settings: Settings, env_file: Path = ENV_FILE) -> None:
+    """Log as warnings `missing_settings`, and that others may read the file of settings."""
     for sentence in missing_settings(settings):
         log.warning(sentence)
+    with suppress(OSError):
+        if stat.S_IMODE(env_file.stat().st_mode) & 0o007:
+            log.warning("%s can be read by everybody on this machine, the token in it too: chmod 600 it.", env_file)
 
 
 def check_folder(settings: Settings) -> None:
@@ -143,6 +151,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
     Raises:
         SettingsError: the address or MODEL_DIR cannot be used.
     """
+    keep_private()
     start_logging(settings)
     check_folder(settings)
     check_address(host, port)

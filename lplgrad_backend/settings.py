@@ -20,11 +20,13 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from lplgrad_backend.errors import SettingsError
 
+ENV_FILE = Path(".env")
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -171,6 +173,7 @@ class Settings(BaseModel):
     queue_url: str | None = Field(
         None,
         alias="LPLGRAD_QUEUE_URL",
+        repr=False,  # a password may stand in it
         pattern=r"^(rediss?|unix)://",
         description="`redis://…` shares the queue; empty: a file in MODEL_DIR.",
     )
@@ -196,6 +199,13 @@ class Settings(BaseModel):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", alias="LOG_LEVEL", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`."
     )
+
+    @field_validator("label_studio_url", "public_url", "backend_url")
+    @classmethod
+    def _names_nobody(cls, url: AnyHttpUrl | None) -> AnyHttpUrl | None:
+        if url is not None and (url.username or url.password):
+            raise ValueError("an address without user and password, which would end up in logs and pages")
+        return url
 
     @model_validator(mode="after")
     def _authentication_is_whole(self) -> Settings:
@@ -228,7 +238,16 @@ class Settings(BaseModel):
         }
 
 
-def read_settings(environ: Mapping[str, str], env_file: Path | None = Path(".env")) -> Settings:
+SECRETS = frozenset({"LABEL_STUDIO_API_KEY", "BASIC_AUTH_PASS", "LPLGRAD_QUEUE_URL"})
+
+
+def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment for children: what is secret reaches them by a pipe, since environments can be looked at from
+    outside for as long as a process lives."""
+    return {name: value for name, value in environ.items() if name not in SECRETS}
+
+
+def read_settings(environ: Mapping[str, str], env_file: Path | None = ENV_FILE) -> Settings:
     """Read settings from `environ`, and from `env_file` what is not there; empty values count as not set.
 
     Raises:
@@ -264,5 +283,5 @@ def _parsed(value: object) -> object:
 def _translated(error: ValidationError, values: Mapping[str, str | None]) -> SettingsError:
     first = error.errors()[0]
     key = str(first["loc"][0]) if first["loc"] else "BASIC_AUTH_USER"
-    secret = key in {"LABEL_STUDIO_API_KEY", "BASIC_AUTH_PASS"}
-    return SettingsError(key, "***" if secret else values.get(key), f"something else: {first['msg']}")
+    hidden = key in {"LABEL_STUDIO_API_KEY", "BASIC_AUTH_PASS"} or "@" in str(values.get(key))  # user and password
+    return SettingsError(key, "***" if hidden else values.get(key), f"something else: {first['msg']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ from types import FrameType
 from typing import IO
 
 from lplgrad_backend.errors import LPLGradError
+from lplgrad_backend.files import keep_private
 from lplgrad_backend.jobs import Jobs, open_queue, work
 from lplgrad_backend.learner import Learner
 from lplgrad_backend.logs import start_logging
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 PATIENCE_SECONDS = 1.0
 NICENESS = 5
 BEAT_SECONDS = 10.0
+SETTINGS_BY_PIPE = "-"  # the argument with which settings come as a line of JSON, secrets included
 LOCK = "worker.lock"
 
 
@@ -38,6 +41,7 @@ def run_worker(settings: Settings, lifeline: IO[bytes] | None = None) -> None:
     Raises:
         StoreError: MODEL_DIR cannot be written.
     """
+    keep_private()
     stop = threading.Event()
     _stop_on_signal(stop)
     if lifeline is not None:
@@ -123,7 +127,10 @@ def _stop_on_signal(stop: threading.Event) -> None:
 def main() -> None:
     """`python -m lplgrad_backend.worker`: a worker that leaves when its standard input closes."""
     try:
-        settings = read_settings(os.environ)
+        by_pipe = sys.argv[1:] == [SETTINGS_BY_PIPE]
+        settings = (
+            read_settings(json.loads(sys.stdin.buffer.readline()), None) if by_pipe else read_settings(os.environ)
+        )
         start_logging(settings)
         run_worker(settings, sys.stdin.buffer)
     except LPLGradError as error:

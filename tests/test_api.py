@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import base64
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from versions import save_version
 
+from lplgrad_backend import api
 from lplgrad_backend.api import create_app
+from lplgrad_backend.connection.plan import Wanted
 from lplgrad_backend.jobs import memory_queue
 from lplgrad_backend.service import Service, build_service
 from lplgrad_backend.settings import read_settings
@@ -20,6 +24,11 @@ from lplgrad_backend.status import Mark
 
 CONFIG = """<View><Image name="image" value="$image"/><Choices name="kind" toName="image">
 <Choice value="cat"/><Choice value="dog"/></Choices></View>"""
+
+ROUTES = (
+    "/", "/health", "/setup", "/predict", "/webhook", "/train", "/versions", "/metrics", "/projects/3",
+    "/projects/3/images/1", "/api/status", "/api/projects/3", "/static/page.js", "/nothing", "/openapi.json",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -49,7 +58,7 @@ def predict_body(**changes: Any) -> dict[str, Any]:
 def test_health(client: testing.TestClient, path: str) -> None:
     answer = client.simulate_get(path)
     assert answer.status_code == 200
-    assert answer.json["status"] == "UP"
+    assert answer.json == {"status": "UP"}
 
 
 def test_setup_answers_the_version_and_makes_the_project_known(client: testing.TestClient, service: Service) -> None:
@@ -189,6 +198,55 @@ class TestBasicAuth:
 
     def header(self, pair: str) -> dict[str, str]:
         return {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
+
+    @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"])
+    def test_no_path_and_no_method_is_open(self, client: testing.TestClient, method: str) -> None:
+        for path in ROUTES:
+            answer = client.simulate_request(method, path)
+            assert answer.status_code == (401 if path != "/health" else {"GET": 200, "OPTIONS": 200}.get(method, 405))
+
+    @pytest.mark.parametrize(
+        "path", ["/health/x", "//health", "/Health", "/health;x", "/x/../health", "/health%2f..%2fmetrics"]
+    )
+    def test_what_only_looks_like_health_is_closed(self, client: testing.TestClient, path: str) -> None:
+        assert client.simulate_get(path).status_code == 401
+
+    def test_a_webhook_is_let_in_by_its_own_header_alone(self, tmp_path: Path) -> None:
+        environ = {"MODEL_DIR": str(tmp_path), "BASIC_AUTH_USER": "ann", "BASIC_AUTH_PASS": "pä:ss"}
+        service = build_service(read_settings(environ, None), memory_queue())
+        client = testing.TestClient(create_app(service))
+        wanted = Wanted(3, "http://b.test", "LPLgrad", service.settings.basic_auth, None, None)
+        body = {"action": "ANNOTATION_CREATED", "project": {"id": 3}}
+        assert client.simulate_post("/webhook", json=body).status_code == 401
+        assert service.jobs.waiting() == []
+        assert client.simulate_post("/webhook", json=body, headers=wanted.headers).status_code == 201
+        assert service.jobs.waiting() == [3]
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            "",
+            "Basic",
+            "Basic ",
+            "Basic !",
+            "Basic " + "A" * 5000,
+            "ann:pä:ss",
+            "Digest YW5uOnDDpDpzcw==",
+            "YW5uOnDDpDpzcw==",
+        ],
+    )
+    def test_other_headers_are_refused(self, client: testing.TestClient, given: str) -> None:
+        assert (
+            client.simulate_get("/versions", headers={"Authorization": given.encode().decode("latin-1")}).status_code
+            == 401
+        )
+
+    def test_digests_are_compared_in_constant_time_and_nothing_else_is(self) -> None:
+        tree = ast.parse(inspect.getsource(api._is_let_in))
+        called = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        assert called.count("hmac.compare_digest") == 1
+        compared = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Compare)]
+        assert compared == ["scheme.lower() == 'basic'"]
 
     @pytest.mark.parametrize("path", ["/", "/metrics", "/versions", "/nothing"])
     def test_everything_but_health_needs_it(self, client: testing.TestClient, path: str) -> None:

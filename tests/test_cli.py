@@ -163,11 +163,22 @@ class TestServe:
             status, _, err = starts(capsys, "--with", given, "--host", "127.0.0.1", "-p", taken)
             assert status == 1
             assert said in err
+        for secret in ("LABEL_STUDIO_API_KEY", "BASIC_AUTH_PASS", "LPLGRAD_QUEUE_URL"):
+            status, _, err = starts(capsys, "--with", f"{secret}=pa55", "--host", "127.0.0.1", "-p", taken)
+            assert status == 1
+            assert secret in err and "pa55" not in err
         assert starts(capsys, "--workers", "3")[0] == 2
         assert starts(capsys, "--help")[0] == 0
         status, _, err = starts(capsys, "--host", "127.0.0.1", "--port", "70000")
         assert status == 1
         assert "65535" in err
+
+
+def test_a_password_is_no_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = says(capsys, "example", "--email", "me@example.com", "--password", "pa55")
+    assert status == 1
+    assert "LABEL_STUDIO_PASSWORD" in err
+    assert "pa55" not in err
 
 
 class TestCheck:

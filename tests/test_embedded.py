@@ -82,6 +82,8 @@ os.wait()
 """
     with web(tmp_path, WEB + forks) as program:
         program.wait_for("another worker is at")
+        if not any("worker ready" in line for line in program.lines):  # it has the lock and is about to say so
+            program.wait_for("worker ready")
         assert sum("worker ready" in line for line in program.lines) == 1
         program.let_go()
         assert program.end() == 0

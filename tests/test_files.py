@@ -1,13 +1,36 @@
 """Files appear whole or not at all."""
 
 import fcntl
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from lplgrad_backend.files import is_leftover, remove_folder, remove_leftovers, whole_folder, write_whole
+from lplgrad_backend.files import (
+    is_leftover,
+    keep_private,
+    remove_folder,
+    remove_leftovers,
+    whole_folder,
+    write_whole,
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "file", "folder"), [(0o022, 0o640, 0o750), (0o000, 0o660, 0o770), (0o077, 0o600, 0o700)]
+)
+def test_what_is_kept_private_others_cannot_read(tmp_path: Path, before: int, file: int, folder: int) -> None:
+    kept = os.umask(before)
+    try:
+        keep_private()
+        (tmp_path / "file").touch()
+        (tmp_path / "folder").mkdir()
+    finally:
+        os.umask(kept)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == file
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == folder
 
 
 def names(folder: Path) -> list[str]:

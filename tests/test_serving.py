@@ -27,6 +27,7 @@ from lplgrad_backend.serving import (
     check_address,
     check_folder,
     missing_settings,
+    say_what_is_missing,
 )
 from lplgrad_backend.settings import Settings, read_settings
 
@@ -144,6 +145,18 @@ class TestMissingSettings:
         label_studio, open_port = missing_settings(settings())
         assert label_studio.startswith("LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY not set: nothing is trained")
         assert open_port.startswith("BASIC_AUTH_USER and BASIC_AUTH_PASS not set: whoever reaches this port")
+
+    @pytest.mark.parametrize(("mode", "said"), [(0o600, False), (0o640, False), (0o644, True), (0o604, True)])
+    def test_a_file_of_settings_that_all_may_read_is_said(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, said: bool
+    ) -> None:
+        file = tmp_path / ".env"
+        say_what_is_missing(settings(**self.KNOWN, **self.CLOSED), file)
+        file.touch()
+        file.chmod(mode)
+        assert caplog.text == ""
+        say_what_is_missing(settings(**self.KNOWN, **self.CLOSED), file)
+        assert ("chmod 600" in caplog.text) is said
 
     def test_no_secret_is_said(self) -> None:
         said = " ".join(missing_settings(settings(LABEL_STUDIO_API_KEY="f" * 40)))

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from lplgrad_backend.errors import SettingsError
-from lplgrad_backend.settings import Settings, read_settings
+from lplgrad_backend.settings import SECRETS, Settings, read_settings, without_secrets
 
 
 def test_nothing_set_gives_the_defaults() -> None:
@@ -70,6 +70,30 @@ def test_secrets_do_not_show() -> None:
     assert "s3cret" not in repr(settings)
     assert "pa55" not in repr(settings)
     assert settings.basic_auth == ("u", "pa55")
+
+
+@pytest.mark.parametrize("name", ["LABEL_STUDIO_URL", "LABEL_STUDIO_PUBLIC_URL", "LPLGRAD_BACKEND_URL"])
+def test_an_address_with_a_password_is_refused_without_showing_it(name: str) -> None:
+    with pytest.raises(SettingsError, match="without user and password") as caught:
+        read_settings({name: "http://ann:pa55@ls.example"}, None)
+    assert name in str(caught.value)
+    assert "pa55" not in str(caught.value)
+
+
+def test_the_password_of_a_queue_does_not_show() -> None:
+    settings = read_settings({"LPLGRAD_QUEUE_URL": "redis://:pa55@host/0"}, None)
+    assert settings.queue_url == "redis://:pa55@host/0"
+    assert "pa55" not in repr(settings)
+    with pytest.raises(SettingsError, match="LPLGRAD_QUEUE_URL") as caught:
+        read_settings({"LPLGRAD_QUEUE_URL": "amqp://:pa55@host/0"}, None)
+    assert "pa55" not in str(caught.value)
+
+
+def test_an_environment_for_children_holds_no_secret() -> None:
+    fields = Settings.model_fields.values()
+    hidden = {field.alias for field in fields if not field.repr or "Secret" in str(field.annotation)}
+    assert hidden == SECRETS
+    assert without_secrets({"PATH": "/bin", **dict.fromkeys(SECRETS, "x")}) == {"PATH": "/bin"}
 
 
 def test_settings_survive_the_way_to_a_child() -> None:

@@ -20,6 +20,16 @@ Port = Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)]
 Project = Annotated[int, typer.Option(help="Number of the Label Studio project, as in its address.", min=1)]
 
 
+def not_an_argument(context: typer.Context, parameter: typer.CallbackParam, value: str) -> str:
+    """Refuses a secret that stands among a program's arguments."""
+    source = context.get_parameter_source(str(parameter.name))
+    if source is not None and source.name == "COMMANDLINE":
+        raise SettingsError(
+            f"--{parameter.name}", "***", f"nothing; give it as {parameter.envvar}, or when asked for it"
+        )
+    return value
+
+
 def open_console() -> Console:
     """Where commands print sentences: none is broken into lines or coloured by what it looks like."""
     return Console(soft_wrap=True, highlight=False)

@@ -10,6 +10,7 @@ import typer
 from lplgrad_backend.cli.options import Project, needed_label_studio, open_console
 from lplgrad_backend.cli.progress import INTERRUPTED, ShownStatus, progress, stop_on_interrupt
 from lplgrad_backend.errors import LPLGradError, ProjectBusy, VersionNotFound
+from lplgrad_backend.files import keep_private
 from lplgrad_backend.first_queue import said_of
 from lplgrad_backend.learner import Learner
 from lplgrad_backend.logs import start_logging
@@ -60,6 +61,7 @@ def look(settings: Settings, project: int, mark: Mark) -> None:
         ProjectBusy: a worker is at it.
         LPLGradError: what the look ended in.
     """
+    keep_private()
     start_logging(settings)
     console = open_console()
     store, statuses = Store(settings.model_dir), ShownStatus(settings.model_dir, console)

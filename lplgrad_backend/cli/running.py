@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lplgrad_backend.cli.options import Host, Port
+from lplgrad_backend.cli.options import Host, Port, not_an_argument
 from lplgrad_backend.demo import run as demo_run
 from lplgrad_backend.demo.example import make_example
 from lplgrad_backend.logs import start_logging
@@ -51,7 +51,16 @@ def demo(
 
 def example(
     email: Annotated[str, typer.Option(envvar="LABEL_STUDIO_USERNAME", help="Whose project it becomes.")],
-    password: Annotated[str, typer.Option(envvar="LABEL_STUDIO_PASSWORD", help="That person's password.")],
+    password: Annotated[
+        str,
+        typer.Option(
+            envvar="LABEL_STUDIO_PASSWORD",
+            prompt=True,
+            hide_input=True,
+            callback=not_an_argument,
+            help="That person's password; not as an argument, which everybody on this machine can read.",
+        ),
+    ],
     labels: Annotated[int, typer.Option(help="Digits that a program labels, for the first round.", min=0)] = 10,
 ) -> None:
     """Make the demo's project in the Label Studio that is set, connect it, and wait until its queue is ordered."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from lplgrad_backend.cli.options import errors_as_sentences
 from lplgrad_backend.errors import SettingsError
 from lplgrad_backend.serving import serve as serve_app
-from lplgrad_backend.settings import Settings, read_settings
+from lplgrad_backend.settings import SECRETS, Settings, read_settings
 
 
 def start(arguments: Sequence[str]) -> None:
@@ -34,6 +34,9 @@ def start(arguments: Sequence[str]) -> None:
 def _pairs(texts: Sequence[str]) -> dict[str, str]:
     known = {str(field.alias) for field in Settings.model_fields.values()}
     pairs = dict(text.partition("=")[::2] for text in texts)
+    for name in pairs.keys() & SECRETS:
+        raise SettingsError(name, "***", "nothing on the command line, which everybody on this machine can read, but in the "
+                            "environment or .env")  # fmt: skip
     for name in pairs.keys() - known:
         raise SettingsError("--with", name, "NAME=VALUE with the name of a setting, as in the README's table")
     return pairs
