@@ -1,4 +1,4 @@
-"""`train`, `score`, `status`, `versions` and `rollback`: what they say, and that Ctrl-C harms nothing."""
+"""`train`, `score`, `status`, `versions` and `rollback`: what they say, and that an interruption harms nothing."""
 
 from __future__ import annotations
 
@@ -91,11 +91,18 @@ def test_a_worker_that_is_at_it_is_said(
     assert stage.row["model_version"] == "v2"
 
 
-def test_ctrl_c_during_a_round_loses_that_round_alone(stage: Stage, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [("train", signal.SIGINT), ("score", signal.SIGTERM)],
+    ids=["train by Ctrl-C", "score by SIGTERM"],
+)
+def test_an_interrupted_round_loses_itself_alone(stage: Stage, tmp_path: Path, command: str, number: int) -> None:
     """A real child that loads torch; SIGINT goes to the whole foreground group, as from a terminal."""
-    command = [sys.executable, "-u", "-m", "lplgrad_backend", "train", *PROJECT]
+    stage.add_tasks(3)  # which only a child could score
+    first = {"train": Phase.LOADING, "score": Phase.PUBLISHING}[command]
     program = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        [sys.executable, "-u", "-m", "lplgrad_backend", command, *PROJECT],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path,
     )  # fmt: skip
     with program:
@@ -103,8 +110,8 @@ def test_ctrl_c_during_a_round_loses_that_round_alone(stage: Stage, tmp_path: Pa
         said = ""
         for line in program.stdout:
             said += line
-            if Phase.LOADING.value in line:
-                os.killpg(program.pid, signal.SIGINT)
+            if first.value in line:
+                (os.killpg if number == signal.SIGINT else os.kill)(program.pid, number)
                 break
         said += ESCAPES.sub("", program.stdout.read())
         assert program.wait(60) == 130, said
@@ -115,5 +122,4 @@ def test_ctrl_c_during_a_round_loses_that_round_alone(stage: Stage, tmp_path: Pa
     assert not list(stage.store.scratch_folder.iterdir())
     assert stage.statuses.read(1).phase is Phase.IDLE
     assert stage.statuses.marks(1) == {}, "the worker does not make the round after all"
-    with stage.statuses.lock(1) as ours:
-        assert ours
+    assert not stage.statuses.at_work(1)

@@ -9,6 +9,7 @@ import typer
 from lplgrad_backend.cli.connecting import check, connect
 from lplgrad_backend.cli.examining import doctor
 from lplgrad_backend.cli.exporting import export
+from lplgrad_backend.cli.interruption import interruptible
 from lplgrad_backend.cli.options import errors_as_sentences
 from lplgrad_backend.cli.rounds import score, status, train
 from lplgrad_backend.cli.running import demo, example, serve, worker
@@ -24,20 +25,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(serve)
-app.command()(worker)
-app.command()(connect)
-app.command()(doctor)
-app.command()(check)
-app.command()(status)
-app.command()(train)
-app.command()(score)
-app.command()(versions)
-app.command()(rollback)
-app.command()(export)
-app.command()(demo)
-app.command()(simulate)
-app.command()(example)
+COMMANDS = (
+    serve, worker, connect, doctor, check, status, train, score, versions, rollback, export, demo, simulate, example,
+)  # fmt: skip
+for command in COMMANDS:
+    app.command()(interruptible(command))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -29,7 +29,7 @@ def connect(
         raise SettingsError(
             "LPLGRAD_BACKEND_URL", None, "this backend's address as Label Studio reaches it, or give --url"
         )
-    shown = served(Store(settings.model_dir), project)
+    shown, console = served(Store(settings.model_dir), project), open_console()
     report = connection.connect(
         needed_label_studio(settings),
         project,
@@ -37,10 +37,8 @@ def connect(
         title=TITLE,
         basic_auth=settings.basic_auth,
         current_version=shown.version if shown else None,
+        report=lambda step: console.print(step, markup=False),
     )
-    console = open_console()
-    for step in report.steps:
-        console.print(step, markup=False)
     for problem in report.problems:
         console.print(f"Problem: {problem}", markup=False)
     if not report.problems:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Annotated
 
@@ -25,19 +25,23 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Look at every hop from label to queue, and say what mends it. Exits with the number of failures."""
-    found = examine_environment(os.environ, project, url)
     if as_json:
+        found = list(examine_environment(os.environ, project, url))
         sys.stdout.write(json.dumps(as_plain(found), indent=1) + "\n")
     else:
-        _show(found)
+        found = _show(examine_environment(os.environ, project, url))
     raise typer.Exit(count_failures(found))
 
 
-def _show(findings: Sequence[Finding]) -> None:
+def _show(findings: Iterator[Finding]) -> list[Finding]:
+    """Print each as it is found, for a Label Studio that does not answer is waited for."""
+    shown: list[Finding] = []
     console = open_console()
     for number, of_project in groupby(findings, key=lambda finding: finding.project):
         console.print("This backend" if number is None else f"Project {number}", markup=False)
         for finding in of_project:
             console.print(f"  {finding.outcome.value:8}", style=STYLES[finding.outcome], end="")
             console.print(f"{finding.hop}: {finding.says}", markup=False)
-    console.print(f"{count_failures(findings)} failure(s)")
+            shown.append(finding)
+    console.print(f"{count_failures(shown)} failure(s)")
+    return shown

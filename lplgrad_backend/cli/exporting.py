@@ -29,4 +29,6 @@ def export(
     target = out or Path(f"project-{project}-{version}-{format}")
     console = open_console()
     console.print(f"Writing {version} of project {project} …", markup=False)
-    console.print(f"Wrote {write(Store(settings.model_dir), project, version, format, target)}", markup=False)
+    with console.status("Tracing the network takes some seconds"):  # moves in a terminal, is silent elsewhere
+        file = write(Store(settings.model_dir), project, version, format, target)
+    console.print(f"Wrote {file}", markup=False)

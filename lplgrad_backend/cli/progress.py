@@ -1,19 +1,12 @@
-"""Progress of a round in the terminal, and Ctrl-C that ends it in order."""
+"""Progress of a round in the terminal."""
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
 from lplgrad_backend.status import Phase, ProjectStatus, StatusFolder
-
-INTERRUPTED = 130  # as a shell says of a program that SIGINT ended
 
 
 class ShownStatus(StatusFolder):
@@ -36,20 +29,3 @@ class ShownStatus(StatusFolder):
 def progress(status: ProjectStatus) -> str:
     """What a project is being done, such as "training, 3 of 20"."""
     return f"{status.phase.value}, {status.done} of {status.total}" if status.total else status.phase.value
-
-
-@contextmanager
-def stop_on_interrupt(console: Console) -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets; the second Ctrl-C raises KeyboardInterrupt, as the first usually does."""
-    stop = threading.Event()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        stop.set()
-        console.print("Stopping. Nothing is lost but this round; press Ctrl-C again to leave at once.", markup=False)
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from lplgrad_backend.cli.interruption import INTERRUPTED, stop_on_interrupt
 from lplgrad_backend.cli.options import Project, needed_label_studio, open_console
-from lplgrad_backend.cli.progress import INTERRUPTED, ShownStatus, progress, stop_on_interrupt
+from lplgrad_backend.cli.progress import ShownStatus, progress
 from lplgrad_backend.errors import LPLGradError, ProjectBusy, VersionNotFound
 from lplgrad_backend.files import keep_private
 from lplgrad_backend.first_queue import said_of
@@ -71,13 +72,13 @@ def look(settings: Settings, project: int, mark: Mark) -> None:
         statuses.set_mark(project, mark)
     with stop_on_interrupt(console) as stop:
         learner = Learner(settings, store, statuses, needed_label_studio(settings), stop)
-        if not learner.reconcile(project, rounds=mark is Mark.ROUND):
-            raise busy(statuses, project)
-        interrupted = stop.is_set()
-    if interrupted:
-        statuses.clear_marks(
-            project, {mark: statuses.marks(project).get(mark, "")}
-        )  # who stops it does not want it later
+        try:
+            if not learner.reconcile(project, rounds=mark is Mark.ROUND):
+                raise busy(statuses, project)
+        finally:
+            interrupted = stop.is_set()
+            if interrupted:  # who stops it does not want it later
+                statuses.clear_marks(project, {mark: statuses.marks(project).get(mark, "")})
     after = statuses.read(project)
     if after.last_error is not None:
         raise LPLGradError(after.last_error)

@@ -7,6 +7,7 @@ be repeated, and repairs what somebody changed. `verify` only looks. Both speak 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lplgrad_backend.connection.plan import State, Wanted, plan
@@ -37,6 +38,7 @@ def connect(
     basic_auth: tuple[str, str] | None = None,
     extra_params: object = None,
     current_version: str | None = None,
+    report: Callable[[str], object] = lambda step: None,
 ) -> Report:
     """Create or repair a project's connection to this backend. Repeating it changes nothing.
 
@@ -44,6 +46,7 @@ def connect(
         project: its number.
         backend_url: address of this backend as Label Studio reaches it.
         title, basic_auth, extra_params, current_version: see `Wanted`.
+        report: told each step when it is done.
 
     Raises:
         LabelStudioError: a step was refused; the message says what to do.
@@ -59,6 +62,7 @@ def connect(
             for step in steps:
                 step.act(label_studio)
                 done.append(step.says)
+                report(step.says)
             state = read_state(label_studio, project)
         return Report(tuple(done), tuple(problems(state, wanted)))
     except LabelStudioError as error:

@@ -28,13 +28,13 @@ ATTEMPTS = 2  # a person waits
 
 def examine_environment(
     environ: Mapping[str, str], project: int | None = None, url: str | None = None
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """The same as `examine`, with settings that may be wrong themselves."""
     try:
         settings = read_settings(environ)
-        return list(examine(settings, project, url, client=_client(settings)))
+        yield from examine(settings, project, url, client=_client(settings))
     except SettingsError as error:
-        return [failed("settings", str(error))]
+        yield failed("settings", str(error))
 
 
 def examine(

@@ -4,10 +4,14 @@ where it was."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 
 import torch
@@ -83,27 +87,67 @@ def run_all(
     missing = [one for one in wanted if one not in done]
     report(len(done), len(wanted))
     if missing:
-        pool = ProcessPoolExecutor(
-            min(processes, len(missing)), get_context("spawn"), initializer=_begin, initargs=(material, budget)
-        )
-        with pool:
-            open_ones: set[Future[Run | str]] = {pool.submit(_run, *one) for one in missing}
-            while open_ones:
-                ended, open_ones = wait(open_ones, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    run = future.result()
-                    if isinstance(run, str):
-                        pool.shutdown(wait=False, cancel_futures=True)
-                        raise TrainingError(run)
-                    kept.keep(run)
-                    done[run.strategy, run.seed] = run
-                    report(len(done), len(wanted))
+        for run in _each(material, budget, missing, processes):
+            kept.keep(run)
+            done[run.strategy, run.seed] = run
+            report(len(done), len(wanted))
     return [done[one] for one in wanted]
 
 
+def _each(material: Material, budget: Budget, missing: Sequence[Wanted], processes: int) -> Iterator[Run]:
+    """The runs as they end. However that goes, no process is left behind: their parent's end ends them."""
+    pool = ProcessPoolExecutor(
+        min(processes, len(missing)), get_context("spawn"), initializer=_begin, initargs=(material, budget)
+    )
+    try:
+        with _deaf_to_interrupts():
+            open_ones: set[Future[Run | str]] = {pool.submit(_run, *one) for one in missing}
+        while open_ones:
+            ended, open_ones = wait(open_ones, return_when=FIRST_COMPLETED)
+            for future in ended:
+                run = future.result()
+                if isinstance(run, str):
+                    raise TrainingError(run)
+                yield run
+    finally:
+        _end(pool)
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes that start in this block stay deaf to the terminal's Ctrl-C, which is their parent's to answer."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may say how signals are handled
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """End the processes at once, whatever they are at: a run takes minutes, and nothing of an open one is kept."""
+    workers = list((pool._processes or {}).values())  # the executor itself only waits for them
+    pool.shutdown(wait=False, cancel_futures=True)
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join()
+
+
 def _begin(material: Material, budget: Budget) -> None:
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _DESK.replay = Replay(material, budget)
+
+
+def _leave_with_parent() -> None:
+    """A process of a pool waits for ever for work, also from a parent that was killed."""
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _run(strategy: str, seed: int) -> Run | str:
