@@ -35,7 +35,7 @@ def settings_table() -> str:
 
 def targets() -> set[str]:
     """What the Makefile can make by name."""
-    return set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 def test_the_table_of_settings_is_the_settings() -> None:
@@ -65,7 +65,7 @@ def test_no_other_setting_is_named() -> None:
 def test_commands_and_targets_are_those_there_are() -> None:
     commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     assert set(re.findall(r"python -m lplgrad_backend (\w+)", README)) == commands
-    assert set(re.findall(r"\bmake ([a-z]+)\b", README)) == targets()
+    assert set(re.findall(r"\bmake ([a-z-]+)\b", README)) == targets()
 
 
 def test_what_the_readme_asks_for_in_the_makefile_is_meant_by_it() -> None:
