@@ -22,6 +22,7 @@ from lplgrad_backend.backend import MARKS, LPLGradBackend
 from lplgrad_backend.embedded import EmbeddedWorker
 from lplgrad_backend.errors import LabelConfigError, LPLGradError, RequestError, StoreError
 from lplgrad_backend.labeling import named_control, parse_label_config, project_number
+from lplgrad_backend.logs import note
 from lplgrad_backend.metrics import Metrics
 from lplgrad_backend.service import Service
 
@@ -89,7 +90,10 @@ Body = TypeVar("Body", bound=BaseModel)
 
 def _read(request: falcon.Request, model: type[Body]) -> Body:
     try:
-        return model.model_validate(request.get_media())
+        body = model.model_validate(request.get_media())
+        project = getattr(body, "project", None)
+        note(project=project if isinstance(project, int) else None)
+        return body
     except RecursionError as error:
         raise RequestError("body: nested too deeply.") from error
     except ValidationError as error:
@@ -127,6 +131,7 @@ class Predict:
 
     def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
         body = _read(request, PredictBody)
+        note(version=self._service.predictor.version(body.project))
         backend = LPLGradBackend(project_id=body.project, label_config=body.label_config, service=self._service)
         tasks = [task.model_dump() for task in body.tasks]
         results = backend.predict(tasks, context=(body.params or {}).get("context"))
@@ -143,6 +148,7 @@ class Webhook:
         body = _read(request, WebhookBody)
         if body.action not in MARKS:
             raise RequestError(f"action: {body.action!r} is not known; known are {', '.join(MARKS)}.")
+        note(project=project_number(body.project))
         backend = LPLGradBackend(project_id=project_number(body.project), service=self._service)
         response.media = backend.fit(body.action, {"project": body.project})
         response.status = falcon.HTTP_201
@@ -199,6 +205,7 @@ class Gate:
 
     def process_request(self, request: falcon.Request, response: falcon.Response) -> None:
         request.context.started = time.perf_counter()
+        note(project=None, job=None, version=None)  # the thread's last request was about others
         if self._worker is not None:
             self._worker.ensure()
         if self._auth is not None and request.path != "/health" and not _is_let_in(request.auth, self._auth):

@@ -11,6 +11,7 @@ import logging
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from lplgrad_backend.labeling import (
     read_annotations,
 )
 from lplgrad_backend.labelstudio import LabelStudio
+from lplgrad_backend.logs import about, current, note
 from lplgrad_backend.notice import Notice
 from lplgrad_backend.rounds import SCORES, WEIGHTS, Order, Outcome, PoolTask, Progress, RoundStopped, run_round
 from lplgrad_backend.served import served, why_not_newest
@@ -68,6 +70,10 @@ class Learner:
         Returns:
             Whether the project could be looked at.
         """
+        with about(project=project, job=current().job or uuid.uuid4().hex[:12], version=None):
+            return self._reconcile(project, rounds)
+
+    def _reconcile(self, project: int, rounds: bool) -> bool:
         if self.label_studio is None:
             log.warning("project %d: LABEL_STUDIO_URL or LABEL_STUDIO_API_KEY is missing: no training", project)
             return False
@@ -122,12 +128,14 @@ class _Look:
         labeling = parse_label_config(str(row.get("label_config") or ""), self.statuses.control(self.project))
         self.update(title=str(row.get("title") or ""))
         newest = self.store.newest(self.project)
+        note(version=newest.version if newest else None)
         trained = self._round_if_due(row, labeling, newest) if rounds else None
         if trained is not None:
             row = self.label_studio.project(self.project)  # a round takes a minute, in which people change settings
             labeling = parse_label_config(str(row.get("label_config") or ""), self.statuses.control(self.project))
         newest, shown = trained or newest, served(self.store, self.project)
         if newest is not None and shown is not None:
+            note(version=shown.version)
             self.update(not_published=why_not_newest(newest, shown))
             self._publish(row, labeling, shown, fresh=trained is not None)
         elif is_wanted(self.settings):
@@ -205,6 +213,7 @@ class _Look:
         with self._scratch() as scratch:
             outcome = self.heavy(order, Path(scratch), self.settings, self._progress, self.stop)
             manifest = self._save(order, annotations, outcome, Path(scratch), newest_task)
+        note(version=manifest.version)
         self._note_unreadable(outcome.unreadable)
         seconds = time.monotonic() - started
         self.update(

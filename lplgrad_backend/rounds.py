@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lplgrad_backend.errors import NotLearnable, TrainingError
 from lplgrad_backend.history import Suspect
 from lplgrad_backend.labeling import Example, Labeling
+from lplgrad_backend.logs import About, current
 from lplgrad_backend.settings import Settings, read_settings, without_secrets
 from lplgrad_backend.status import Phase
 
@@ -51,6 +52,7 @@ class Order(BaseModel):
     held_out: list[Example] = []  # labelled images not to train on, but to say what the result makes of them
     pool: list[PoolTask]
     version: str | None = None  # score with this version instead of training
+    about: About = About()  # what the child's log lines are about
     cold: bool = False
 
 
@@ -170,6 +172,7 @@ def end_process(process: subprocess.Popen[bytes], grace_seconds: float = GRACE_S
 
 
 def _send(pipe: IO[bytes], order: Order, folder: Path, settings: Settings) -> None:
+    order = order.model_copy(update={"about": current()})
     message = {"order": order.model_dump(mode="json"), "folder": str(folder), "settings": settings.environ()}
     with contextlib.suppress(BrokenPipeError):  # the child died at once; its exit status says why
         pipe.write(json.dumps(message).encode() + b"\n")

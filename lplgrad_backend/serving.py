@@ -16,12 +16,13 @@ from wsgiref.types import WSGIApplication
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
+from gunicorn.glogging import Logger
 
 from lplgrad_backend.api import create_app
 from lplgrad_backend.embedded import EmbeddedWorker
 from lplgrad_backend.errors import LPLGradError, SettingsError
 from lplgrad_backend.files import keep_private
-from lplgrad_backend.logs import start_logging
+from lplgrad_backend.logs import JsonFormatter, start_logging
 from lplgrad_backend.service import build_service
 from lplgrad_backend.settings import ENV_FILE, Settings, read_settings
 
@@ -129,6 +130,15 @@ def check_address(host: str, port: int) -> None:
         ) from error
 
 
+class JsonLog(Logger):  # type: ignore[misc]
+    """gunicorn's own lines in the form of ours."""
+
+    def setup(self, cfg: object) -> None:
+        super().setup(cfg)
+        for handler in (*self.error_log.handlers, *self.access_log.handlers):
+            handler.setFormatter(JsonFormatter())
+
+
 class Server(BaseApplication):  # type: ignore[misc]
     """gunicorn around `application`, listening on one address."""
 
@@ -138,6 +148,8 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def load_config(self) -> None:
         options: dict[str, Any] = {"bind": self._bind, "workers": 1, **OPTIONS}
+        if self._settings.log_format == "json":
+            options["logger_class"] = JsonLog
         for name, value in options.items():
             self.cfg.set(name, value)
 

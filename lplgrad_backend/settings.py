@@ -199,6 +199,11 @@ class Settings(BaseModel):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", alias="LOG_LEVEL", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`."
     )
+    log_format: Literal["text", "json"] = Field(
+        "text",
+        alias="LOG_FORMAT",
+        description="`json`: one object a line, with project, job and version in each; `text`: for people.",
+    )
 
     @field_validator("label_studio_url", "public_url", "backend_url")
     @classmethod

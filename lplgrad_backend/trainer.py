@@ -252,7 +252,7 @@ def complaints(ordered: Ordered) -> list[str]:
 def main() -> None:
     """Read the order from standard input, do it, and leave; errors go to the parent as a sentence."""
     order, folder, settings = receive(sys.stdin.buffer)
-    start_logging(settings)
+    start_logging(settings, order.about)
     os.nice(NICENESS)
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     try:

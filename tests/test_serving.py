@@ -22,6 +22,7 @@ from programs import Program
 from lplgrad_backend.errors import SettingsError
 from lplgrad_backend.serving import (
     OPTIONS,
+    JsonLog,
     Server,
     application_of_environment,
     check_address,
@@ -243,9 +244,12 @@ class TestAddressOfIPv6:
         assert Server(settings(), "127.0.0.1", 9090).cfg.address == [("127.0.0.1", 9090)]
 
 
-def test_gunicorn_is_told_the_same_by_its_own_file() -> None:
+@pytest.mark.parametrize("form", ["", "json"])
+def test_gunicorn_is_told_the_same_by_its_own_file(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.setenv("LOG_FORMAT", form)
     told = runpy.run_path(str(ROOT / "gunicorn.conf.py"))
-    assert {name: value for name, value in told.items() if not name.startswith("__")} == OPTIONS
+    log = {"logger_class": f"{JsonLog.__module__}.{JsonLog.__name__}"} if form else {}
+    assert {name: value for name, value in told.items() if not name.startswith("__") and name != "os"} == OPTIONS | log
 
 
 class TestApplicationOfEnvironment:

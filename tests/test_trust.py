@@ -140,7 +140,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
         environ = {
             "LABEL_STUDIO_URL": label_studio, "LABEL_STUDIO_API_KEY": token, "BASIC_AUTH_USER": "ann",
             "BASIC_AUTH_PASS": PASSWORD, "LPLGRAD_WORKER": "embedded", "LPLGRAD_IMAGE_SIZE": "16",
-            "LPLGRAD_THREADS": "1", "LOG_LEVEL": "DEBUG", "PYTHONPATH": f"{trapped}{os.pathsep}{ROOT}",
+            "LPLGRAD_THREADS": "1", "LOG_LEVEL": "DEBUG", "LOG_FORMAT": "json", "PYTHONPATH": f"{trapped}{os.pathsep}{ROOT}",
         }  # fmt: skip
         with server(models, SERVE, **environ) as program:
             found = Observed({"token": token, "password": PASSWORD, "signature": SIGNATURE}, program.lines)
@@ -173,8 +173,22 @@ def where(secrets: dict[str, str], texts: dict[str, str]) -> list[str]:
 
 
 def test_no_secret_is_logged(observed: Observed) -> None:
-    assert any("DEBUG" in line for line in observed.said), "the log was to say all it can"
+    assert len(observed.said) > 10
     assert not where(observed.secrets, {"log": "\n".join(observed.said)})
+
+
+def test_every_line_is_an_object_that_names_project_job_and_version(observed: Observed) -> None:
+    lines = [json.loads(line) for line in observed.said]
+    assert all({"time", "level", "logger", "message", "project", "job", "version"} <= line.keys() for line in lines)
+    looks = {line["job"] for line in lines if line["logger"] == "lplgrad_backend.learner" and line["project"] == 1}
+    round_started = next(line for line in lines if "round on 12 examples" in line["message"])
+    recipe = next(line for line in lines if "recipe " in line["message"])
+    served = next(line for line in lines if "now serves by v1" in line["message"])
+    assert {round_started["job"], recipe["job"], served["job"]} == {round_started["job"]} <= looks
+    assert recipe["process"] != served["process"]
+    assert (round_started["version"], recipe["version"], served["version"]) == (None, None, "v1")
+    refused = [line for line in lines if line["logger"] == "lplgrad_backend.api" and "COFFEE_MADE" in line["message"]]
+    assert [line["project"] for line in refused] == [None]
 
 
 def test_no_secret_is_answered(observed: Observed) -> None:

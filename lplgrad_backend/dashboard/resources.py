@@ -14,6 +14,7 @@ from lplgrad_backend.dashboard.pages import overview_page, project_page
 from lplgrad_backend.history import read_history
 from lplgrad_backend.image_decoding import encode_png
 from lplgrad_backend.labeling import project_number
+from lplgrad_backend.logs import note
 from lplgrad_backend.service import Service
 from lplgrad_backend.sources import open_images
 
@@ -115,6 +116,7 @@ class Static:
 
 def _known(facts: Facts, text: str) -> int:
     project = project_number(text)
+    note(project=project)
     if not facts.known(project):
         raise falcon.HTTPNotFound(
             title=f"Project {project} is not known here; it is once Label Studio has called /setup."
