@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +12,19 @@ import torch
 from torch import Tensor
 
 from lplgrad_backend.errors import ImageError, NotLearnable
+from lplgrad_backend.frozen_features import FrozenFeatures
 from lplgrad_backend.images import Images
 from lplgrad_backend.lplgrad.cold_start import cold_queue, simple_features
-from lplgrad_backend.lplgrad.network import Network
 from lplgrad_backend.lplgrad.training import look_at
 from lplgrad_backend.preparation import Start, device_of, start_of, typical_side
 from lplgrad_backend.rounds import SCORES, Order, Outcome
-from lplgrad_backend.scoring import Measured, as_batch, in_queue, pool_scores, readable
+from lplgrad_backend.scoring import Measured, Readable, as_batch, in_queue, pool_scores
 from lplgrad_backend.settings import Settings
 from lplgrad_backend.status import Phase
 from lplgrad_backend.store import write_scores
 
 BATCH = 64
 TYPICALITY = "typicality"
-Look = Callable[[Tensor], Tensor]
-"""Images uint8 [N, 3, S, S] -> features [N, D]."""
 
 
 def order_cold(
@@ -39,19 +39,16 @@ def order_cold(
     longest, device = typical_side(order, images), device_of(settings)
     classes = order.labeling.classes
     start = start_of(settings, longest, len(classes), order.labeling.multiple, len(order.examples), device)
-    look, side = look_of(start, device), start.network.architecture.side
-    tasks = [(entry.task, entry.uri) for entry in order.pool]
-    seen = _seen(look, images, tasks, side, lambda done: report(Phase.SCORING, done, len(tasks)))
-    labelled = _seen(look, images, [(one.task_id, one.uri) for one in order.examples], side, lambda done: None)
-    nothing = np.zeros(len(classes), np.float32)
-    found = readable(tasks, [one if isinstance(one, ImageError) else Measured(0.0, nothing) for one in seen])
-    if not found.measured:
+    tasks = sorted((entry.task, entry.uri) for entry in order.pool)
+    look = sight_of(start, images, device)
+    pool = look(tasks, lambda done: report(Phase.SCORING, done, len(tasks)))
+    if not len(pool.features):
         raise NotLearnable(f"None of the {len(tasks)} unlabelled images can be read, so they stand in no order.")
-    features = {task: one for (task, _), one in zip(tasks, seen, strict=True) if isinstance(one, Tensor)}
-    pool = torch.stack([features[task] for task, _ in found.tasks])
-    known = [one for one in labelled if isinstance(one, Tensor)]
-    queue = cold_queue(pool, torch.stack(known) if known else pool[:0], settings.seed)
-    standing = in_queue(queue, len(pool))
+    labelled = look([(one.task_id, one.uri) for one in order.examples], lambda done: None)
+    queue = cold_queue(pool.features, labelled.features, settings.seed)
+    nothing = Measured(0.0, np.zeros(len(classes), np.float32))
+    found = Readable([tasks[at] for at in pool.used], [nothing] * len(pool.used), pool.unreadable)
+    standing = in_queue(queue, len(pool.features))
     write_scores(pool_scores(found, standing, len(classes)), folder / SCORES)
     return Outcome(
         ordered_by=TYPICALITY,
@@ -62,11 +59,36 @@ def order_cold(
     )
 
 
-def look_of(start: Start, device: torch.device) -> Look:
-    """What images are compared by: features of pretrained weights, or where there are none of colours and edges."""
+@dataclass(frozen=True)
+class Compared:
+    """By what images are compared, [N, D] on the processor, of those tasks (positions `used`) whose image can be read."""
+
+    features: Tensor
+    used: list[int]
+    unreadable: dict[int, str]
+
+
+Look = Callable[[Sequence[tuple[int, str]], Callable[[int], None]], Compared]
+"""(task id, address) pairs, and who is told how many are done -> by what they are compared."""
+
+
+def sight_of(start: Start, images: Images, device: torch.device) -> Look:
+    """Features of pretrained weights, which the first round finds kept; where there are none, colours and edges."""
+    if start.pretrained and start.network.head_is_linear:
+        frozen = FrozenFeatures(start.network.to(device), images)
+
+        def kept(tasks: Sequence[tuple[int, str]], done: Callable[[int], None]) -> Compared:
+            seen = frozen.see(tasks, done)
+            return Compared(seen.looked.features.cpu(), seen.used, seen.unreadable)
+
+        return kept
+    return partial(_anew, _features(start, device), images, start.network.architecture.side)
+
+
+def _features(start: Start, device: torch.device) -> Callable[[Tensor], Tensor]:
     if not start.pretrained:
         return simple_features
-    network: Network = start.network.to(device)
+    network = start.network.to(device)
     return lambda pixels: look_at(network, pixels).features.float().cpu()
 
 
@@ -76,15 +98,24 @@ def _basis(start: Start) -> str:
     return "colours and edges"
 
 
-def _seen(
-    look: Look, images: Images, tasks: Sequence[tuple[int, str]], side: int, done: Callable[[int], None]
-) -> list[Tensor | ImageError]:
-    """Features [D] of each (task id, address), or why its image cannot be used."""
-    found: list[Tensor | ImageError] = []
+def _anew(
+    features: Callable[[Tensor], Tensor],
+    images: Images,
+    side: int,
+    tasks: Sequence[tuple[int, str]],
+    done: Callable[[int], None],
+) -> Compared:
+    found: list[Tensor] = [features(torch.zeros(0, 3, side, side, dtype=torch.uint8))]
+    used: list[int] = []
+    unreadable: dict[int, str] = {}
     for start in range(0, len(tasks), BATCH):
-        loaded = list(images.load_many(tasks[start : start + BATCH], side))
+        part = tasks[start : start + BATCH]
+        loaded = list(images.load_many(part, side))
         pixels = [one for one in loaded if not isinstance(one, ImageError)]
-        features: Iterator[Tensor] = iter(look(as_batch(pixels)) if pixels else [])
-        found += [one if isinstance(one, ImageError) else next(features) for one in loaded]
-        done(len(found))
-    return found
+        found += [features(as_batch(pixels))] if pixels else []
+        used += [start + at for at, one in enumerate(loaded) if not isinstance(one, ImageError)]
+        unreadable |= {
+            task: one.reason for (task, _), one in zip(part, loaded, strict=True) if isinstance(one, ImageError)
+        }
+        done(start + len(part))
+    return Compared(torch.cat(found), used, unreadable)

@@ -33,14 +33,14 @@ RESIZING = "Pillow, bilinear, to side x side pixels whatever the aspect ratio, R
 
 
 class Probabilities(nn.Module):
-    """The main model with its last step: images [N, 3, S, S] in [0, 1] -> class probabilities [N, C]."""
+    """The main model with its last step: images [N, 3, S, S] in [0, 1] -> class probabilities [N, C] at a temperature."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, temperature: float) -> None:
         super().__init__()
-        self.main, self._multiple = network.main, network.architecture.multiple
+        self.main, self._multiple, self._temperature = network.main, network.architecture.multiple, temperature
 
     def forward(self, images: Tensor) -> Tensor:
-        return probabilities_of(self.main(images), self._multiple)
+        return probabilities_of(self.main(images) / self._temperature, self._multiple)
 
 
 def export(store: Store, project: int, version: str, kind: Format, target: Path) -> Path:
@@ -54,7 +54,7 @@ def export(store: Store, project: int, version: str, kind: Format, target: Path)
     network = load_network(manifest, store.weights_path(project, version)).requires_grad_(False)
     try:
         with whole_folder(target) as folder:
-            _write_model(network, kind, folder / FILES[kind])
+            _write_model(network, manifest.temperature, kind, folder / FILES[kind])
             described = describe(manifest, network, FILES[kind])
             (folder / "model.json").write_text(json.dumps(described, indent=1, ensure_ascii=False))
             (folder / "README.md").write_text(card(manifest, described))
@@ -63,10 +63,10 @@ def export(store: Store, project: int, version: str, kind: Format, target: Path)
     return target / FILES[kind]
 
 
-def _write_model(network: Network, kind: Format, file: Path) -> None:
+def _write_model(network: Network, temperature: float, kind: Format, file: Path) -> None:
     side = network.architecture.side
     images = torch.rand(2, 3, side, side)
-    model = Probabilities(network).eval()
+    model = Probabilities(network, temperature).eval()
     if kind == "safetensors":
         safetensors.torch.save_file(
             {name: value.contiguous() for name, value in network.main.state_dict().items()}, file
@@ -97,6 +97,7 @@ def describe(manifest: Manifest, network: Network, file: str) -> dict[str, Any]:
             "side": architecture.side,
             "normalised_inside": {"mean": list(architecture.pixel_mean), "std": list(architecture.pixel_std)},
         },
+        "temperature": manifest.temperature,
         "backbone": architecture.backbone,
         "architecture": architecture.as_plain(),
         "project": manifest.project,

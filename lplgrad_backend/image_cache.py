@@ -1,7 +1,8 @@
-"""Decoded images on disk, by content: what was read once is not asked for again.
+"""Decoded images on disk, by content, and what frozen networks said of them: what was read once is not asked for again.
 
     addresses/ab/<sha256 of the image's key>       which bytes are there, and the image's size
     pixels/cd/<sha256 of the bytes>-<side>         the image as it is used: checksum, then side x side x 3 bytes
+    features/cd/<sha256 of the bytes>-<network>    what a network said of it: checksum, then numbers of four bytes
 
 Several addresses of the same bytes share their pixels. Files appear whole, by renaming from the folder itself, so any
 number of threads, processes and machines use it. They are not synced: after a power cut some may be empty, which their
@@ -41,6 +42,7 @@ GRACE = 2 * HOUR  # an address outlives its pixels, or they would lie there unus
 CHECKSUM = 4  # bytes
 ADDRESS = re.compile(r"([0-9a-f]{64}) ([1-9]\d*) ([1-9]\d*) ([0-9a-f]{8})\n")
 ADDRESS_NAME, PIXELS_NAME = re.compile(r"[0-9a-f]{64}"), re.compile(r"([0-9a-f]{64})-([1-9]\d*)")
+FEATURES_NAME = re.compile(r"([0-9a-f]{64})-([0-9a-f]{16})")
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,28 @@ class ImageCache:
             content = np.fromfile(path, dtype=np.uint8)
         except OSError:
             return None
-        if not _intact(content, side):
+        if not _intact(content, 3 * side * side):
             log.warning("%s in the image cache is damaged; its image is read again", path.name)
             return None
         _touch(path)
         return content[CHECKSUM:].reshape(side, side, 3)
+
+    def features(self, known: Known, network: str, count: int) -> NDArray[np.float32] | None:
+        """What a network said of the image, [count] float32.
+
+        Args:
+            network: 16 hexadecimal digits that stand for it and for the side of its images.
+        """
+        path = self._features(known.digest, network)
+        try:
+            content = np.fromfile(path, dtype=np.uint8)
+        except OSError:
+            return None
+        if not _intact(content, 4 * count):
+            log.warning("%s in the image cache is damaged; its image is looked at again", path.name)
+            return None
+        _touch(path)
+        return content[CHECKSUM:].view("<f4").astype(np.float32)
 
     def keep_known(self, key: str, known: Known) -> None:
         """Note which image a key stands for."""
@@ -113,6 +132,12 @@ class ImageCache:
         """Keep an image [S, S, 3] uint8. Its key should be kept first: pixels alone are found by nobody."""
         content = pixels.tobytes()
         self._write(self._pixels(known.digest, len(pixels)), zlib.crc32(content).to_bytes(CHECKSUM, "big") + content)
+
+    def keep_features(self, known: Known, network: str, features: NDArray[np.float32]) -> None:
+        """Keep what a network said of an image, [count] float32."""
+        content = features.astype("<f4").tobytes()
+        path = self._features(known.digest, network)
+        self._write(path, zlib.crc32(content).to_bytes(CHECKSUM, "big") + content)
 
     def check(self) -> list[str]:
         """What is wrong, one sentence each; reads every file once (about 5,000 a second)."""
@@ -124,8 +149,12 @@ class ImageCache:
                     found.append(f"{name} was left by an interrupted writer.")
             elif (kind := path.parent.parent.name) == "pixels" and (match := PIXELS_NAME.fullmatch(path.name)):
                 kept.append((name, match[1]))
-                if (content := _content(path)) is not None and not _intact(content, int(match[2])):
+                if (content := _content(path)) is not None and not _intact(content, 3 * int(match[2]) ** 2):
                     found.append(f"{name} is damaged; its image will be read again.")
+            elif kind == "features" and (match := FEATURES_NAME.fullmatch(path.name)):
+                kept.append((name, match[1]))
+                if (content := _content(path)) is not None and not _intact(content, len(content) - CHECKSUM):
+                    found.append(f"{name} is damaged; its image will be looked at again.")
             elif kind == "addresses" and ADDRESS_NAME.fullmatch(path.name):
                 if (content := _content(path)) is not None:
                     known = Known.from_text(content.tobytes().decode("ascii", "replace"))
@@ -142,6 +171,9 @@ class ImageCache:
 
     def _pixels(self, digest: str, side: int) -> Path:
         return self.folder / "pixels" / digest[:2] / f"{digest}-{side}"
+
+    def _features(self, digest: str, network: str) -> Path:
+        return self.folder / "features" / digest[:2] / f"{digest}-{network}"
 
     def _write(self, path: Path, content: bytes) -> None:
         try:
@@ -195,8 +227,9 @@ def _taken(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def _intact(content: NDArray[np.uint8], side: int) -> bool:
-    if len(content) != CHECKSUM + 3 * side * side:
+def _intact(content: NDArray[np.uint8], size: int) -> bool:
+    """Whether a file's bytes are a checksum and `size` bytes that it is of."""
+    if size < 0 or len(content) != CHECKSUM + size:
         return False
     return int.from_bytes(content[:CHECKSUM].tobytes(), "big") == zlib.crc32(content[CHECKSUM:].data)
 

@@ -111,16 +111,34 @@ class Images:
 
     def kept(self, uri: str, side: int, task_id: int | None = None) -> tuple[Pixels, tuple[int, int]] | None:
         """The image [side, side, 3] uint8 and the (width, height) it had, if it is in the cache; it is not fetched."""
-        try:
-            known = self._cache.known(self._source.place(uri, task_id).key)
-        except ImageError:
-            return None
+        known = self._known(uri, task_id)
         pixels = None if known is None else self._cache.pixels(known, side)
         return None if known is None or pixels is None else (pixels, (known.width, known.height))
+
+    def features(self, uri: str, task_id: int, network: str, count: int) -> NDArray[np.float32] | None:
+        """What a network said of an image, [count] float32, if that and its bytes' sha256 are in the cache.
+
+        Args:
+            network: see `ImageCache.features`.
+        """
+        known = self._known(uri, task_id)
+        return None if known is None else self._cache.features(known, network, count)
+
+    def keep_features(self, uri: str, task_id: int, network: str, features: NDArray[np.float32]) -> None:
+        """Keep what a network said of an image that was loaded before."""
+        known = self._known(uri, task_id)
+        if known is not None:
+            self._cache.keep_features(known, network, features)
 
     def check(self) -> list[str]:
         """What is wrong with the cache, one sentence each; reads every file once."""
         return self._cache.check()
+
+    def _known(self, uri: str, task_id: int | None) -> Known | None:
+        try:
+            return self._cache.known(self._source.place(uri, task_id).key)
+        except ImageError:
+            return None
 
     def _begin(self, pool: ThreadPoolExecutor, task: int, uri: str, side: int) -> Pixels | ImageError | Future[Pixels]:
         try:

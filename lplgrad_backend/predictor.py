@@ -90,7 +90,11 @@ class Predictor:
 
     def _load(self, manifest: Manifest) -> _Loaded:
         network = load_network(manifest, self._store.weights_path(manifest.project, manifest.version))
-        return _Loaded(manifest, Scorer(network), self._store.scores(manifest.project, manifest.version))
+        return _Loaded(
+            manifest,
+            Scorer(network, confidence=manifest.temperature),
+            self._store.scores(manifest.project, manifest.version),
+        )
 
     def _measured(self, version: _Loaded, tasks: Sequence[tuple[int, str]]) -> list[_Answer]:
         try:

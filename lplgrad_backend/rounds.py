@@ -25,6 +25,7 @@ from lplgrad_backend.labeling import Example, Labeling
 from lplgrad_backend.logs import About, current
 from lplgrad_backend.settings import Settings, read_settings, without_secrets
 from lplgrad_backend.status import Phase
+from lplgrad_backend.store import OrderHealth
 
 WEIGHTS, SCORES, OUTCOME = "weights.safetensors", "scores.safetensors", "outcome.json"
 TRAINER = (sys.executable, "-m", "lplgrad_backend.trainer")
@@ -65,6 +66,9 @@ class Outcome(BaseModel):
     recipe: dict[str, Any] = {}
     recipe_reason: str = ""
     ordered_by: str = "lplgrad"
+    health: OrderHealth | None = None
+    temperature: float = 1.0
+    temperature_from: str = ""
     metrics: dict[str, float] = {}
     warnings: list[str] = []
     suspects: list[Suspect] = []  # the most suspect first

@@ -36,6 +36,11 @@ class Measured:
     probabilities: NDArray[np.float32]
     answers: Answers | None = None
 
+    @property
+    def predicted_loss(self) -> float:
+        """NaN where it was not asked for."""
+        return float("nan") if self.answers is None else float(self.answers.predicted_losses[0])
+
 
 def load_network(manifest: Manifest, weights: Path) -> Network:
     """A saved version's network in eval mode, with the parameters frozen that its recipe did not train.
@@ -59,12 +64,18 @@ class Scorer:
     Args:
         for_ordering: keep also what strategies ask of an image, which costs a forward pass more.
         temperatures: of the norms that strategies may ask for; the first is 1.
+        confidence: by what logits are divided for probabilities; norms do not know of it.
     """
 
     def __init__(
-        self, network: Network, *, for_ordering: bool = False, temperatures: Sequence[float] = TEMPERATURES[:1]
+        self,
+        network: Network,
+        *,
+        for_ordering: bool = False,
+        temperatures: Sequence[float] = TEMPERATURES[:1],
+        confidence: float = 1.0,
     ) -> None:
-        self.network, self._for_ordering = network, for_ordering
+        self.network, self._for_ordering, self._confidence = network, for_ordering, confidence
         self._multiple = network.architecture.multiple
         self._gradient_norms = GradientNorms(network.main, multiple=self._multiple, temperatures=temperatures)
         # two batches at once would take twice the memory and no less time
@@ -119,13 +130,13 @@ class Scorer:
         device = next(self.network.parameters()).device
         with self._one_batch:
             found = self._gradient_norms.measure(batch.to(device).float() / 255)
-        probabilities = probabilities_of(found.logits.float(), self._multiple).cpu().numpy()
+        probabilities = probabilities_of(found.logits.float() / self._confidence, self._multiple).cpu().numpy()
         return [Measured(norm, row) for norm, row in zip(found.norms.tolist(), probabilities, strict=True)]
 
     def _answered(self, batch: Tensor) -> list[Measured]:
         with self._one_batch:
             found = answer(self.network, self._gradient_norms, batch).on_processor()
-        probabilities = probabilities_of(found.logits.float(), self._multiple).numpy()
+        probabilities = probabilities_of(found.logits.float() / self._confidence, self._multiple).numpy()
         rows = zip(found.ladder[0].tolist(), probabilities, found.each(), strict=True)
         return [Measured(norm, row, answers) for norm, row, answers in rows]
 
@@ -160,11 +171,13 @@ class Standing:
         worth: float64 [N], what each is worth at its turn; the gradient norm itself in the paper's order.
         scores: float64 [N] in (0, 1), lowest is served first.
         scale: the worth that gets 0.5.
+        random: bool [N], which were drawn at random for their place; None: none was.
     """
 
     worth: NDArray[np.float64]
     scores: NDArray[np.float64]
     scale: float
+    random: NDArray[np.bool_] | None = None
 
 
 def by_norm(measured: Sequence[Measured], scale: float | None = None) -> Standing:
@@ -174,14 +187,17 @@ def by_norm(measured: Sequence[Measured], scale: float | None = None) -> Standin
     return Standing(norms, scores_of(norms, used), used)
 
 
-def in_queue(queue: Queue, count: int) -> Standing:
-    """All `count` images as a queue has them: the score rises strictly along it."""
+def in_queue(queue: Queue, count: int, drawn: Tensor | None = None) -> Standing:
+    """All `count` images as a queue has them: the score rises strictly along it. `drawn`: bool [count], which of the queue
+    were drawn at random."""
     worth, scores = np.zeros(count), np.zeros(count)
     at, along = queue.positions.numpy(), queue.worth.clamp(min=0)
     worth[at] = along.numpy()
     scale = scale_of(worth)
     scores[at] = acquisition.queue_scores(along, scale).numpy()
-    return Standing(worth, scores, scale)
+    random = np.zeros(count, dtype=bool)
+    random[at] = False if drawn is None else drawn.numpy()
+    return Standing(worth, scores, scale, random)
 
 
 def among(measured: Sequence[Measured], known: PoolScores, scale: float) -> Standing:
@@ -238,4 +254,6 @@ def pool_scores(found: Readable, standing: Standing, classes: int) -> PoolScores
         worth=standing.worth,
         scores=standing.scores,
         probabilities=np.array([one.probabilities for one in found.measured], dtype=np.float32).reshape(-1, classes),
+        predicted_losses=np.array([one.predicted_loss for one in found.measured], dtype=np.float64),
+        random=np.zeros(len(found.measured), dtype=bool) if standing.random is None else standing.random,
     )

@@ -104,6 +104,12 @@ class Settings(BaseModel):
         description="`false` leaves the first labels, before there is a version, to Label Studio's own order; else typical "
         "images come first (not with the preset `paper` or the strategy `random`).",
     )
+    random_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05,
+        alias="LPLGRAD_RANDOM_SHARE",
+        description="Share of each version's queue that is drawn at random, for an unbiased accuracy and a comparison of "
+        "active with random on the status page.",
+    )
     backbone: str = Field(
         "resnet18",
         alias="LPLGRAD_BACKBONE",
@@ -185,7 +191,7 @@ class Settings(BaseModel):
         alias="LPLGRAD_CACHE_GB",
         gt=0,
         le=1e6,
-        description="Disk that cached images may take; the oldest go first.",
+        description="Disk that cached images, and what frozen networks said of them, may take; the oldest go first.",
     )
     allow_private_images: bool = Field(
         False,

@@ -41,6 +41,24 @@ VERSION_NAME = re.compile(r"v([1-9]\d{0,8})")
 Arrays = Mapping[str, NDArray[Any]]
 
 
+class OrderHealth(BaseModel):
+    """How the order that was asked for looked before it was used.
+
+    Attributes:
+        correlation: rank correlation of the images' worth with their entropy; None where it says nothing.
+        duplicates: share of near-duplicates in the head of the queue.
+        head_classes: how many of the head are predicted to be of each class [C].
+        sentence: what is wrong, for a person; empty: nothing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    correlation: float | None
+    duplicates: float
+    head_classes: tuple[int, ...]
+    sentence: str = ""
+
+
 class Manifest(BaseModel):
     """What a version is."""
 
@@ -57,6 +75,9 @@ class Manifest(BaseModel):
     scale: float  # s of score = s / (s + worth): the pool's median worth
     ordered_by: str = "lplgrad"  # the strategy that made the order
     recipe_reason: str = ""  # which recipe the preset meant, and why
+    health: OrderHealth | None = None
+    temperature: float = 1.0  # of the class probabilities that are shown, not of the gradient norms
+    temperature_from: str = ""  # what it was fitted on, in words
     newest_task: int  # highest task id that the round saw; later ones are new
     metrics: dict[str, float]
     warnings: list[str] = []
@@ -82,6 +103,8 @@ class PoolScores:
         worth: [N] float64, what each image was worth at its turn in the queue: the norm itself in the paper's order.
         scores: [N] float64 in (0, 1), lowest is served first.
         probabilities: [N, C] float32.
+        predicted_losses: [N] float64, what the loss-prediction module expects, on its own scale; NaN where not measured.
+        random: [N] bool, which were drawn at random for their place in the queue.
     """
 
     tasks: NDArray[np.int64]
@@ -90,6 +113,8 @@ class PoolScores:
     worth: NDArray[np.float64]
     scores: NDArray[np.float64]
     probabilities: NDArray[np.float32]
+    predicted_losses: NDArray[np.float64]
+    random: NDArray[np.bool_]
 
     def position(self, task: int, uri: str) -> int | None:
         """Where a task with this image address stands in the arrays, or None."""
@@ -290,6 +315,8 @@ def read_scores(file: Path) -> PoolScores:
     """
     arrays = _read_arrays(file)
     arrays.setdefault("worth", arrays["norms"])  # before there were other orders than the paper's
+    arrays.setdefault("predicted_losses", np.full(len(arrays["tasks"]), np.nan))  # before these were kept
+    arrays.setdefault("random", np.zeros(len(arrays["tasks"]), dtype=bool))
     return PoolScores(**arrays)
 
 

@@ -7,40 +7,37 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from lplgrad_backend.cold_order import order_cold
-from lplgrad_backend.errors import ImageError, LPLGradError, NotLearnable
-from lplgrad_backend.examination import examine
-from lplgrad_backend.history import SUSPECTS_KEPT, Suspect
+from lplgrad_backend.errors import LPLGradError, NotLearnable
+from lplgrad_backend.examination import Confidence, confidence, find_suspects, named_classes, opinion
+from lplgrad_backend.frozen_features import FrozenFeatures
 from lplgrad_backend.images import Images
-from lplgrad_backend.labeling import Example, Labeling
 from lplgrad_backend.logs import start_logging
+from lplgrad_backend.lplgrad.acquisition import DEFAULT
+from lplgrad_backend.lplgrad.cross_fitting import Unseen, cross_fit
 from lplgrad_backend.lplgrad.gradnorm.entropy import TEMPERATURES
-from lplgrad_backend.lplgrad.network import Network
-from lplgrad_backend.lplgrad.objective import main_loss
-from lplgrad_backend.lplgrad.ordering import SAFE, Acquisition, Ordered
+from lplgrad_backend.lplgrad.network import Looked, Network
+from lplgrad_backend.lplgrad.ordering import SAFE, Acquisition, Health, Ordered
 from lplgrad_backend.lplgrad.recipe import Recipe
-from lplgrad_backend.lplgrad.suspicion import excess_losses, suspected
-from lplgrad_backend.lplgrad.training import fit, look_at
+from lplgrad_backend.lplgrad.training import fit
 from lplgrad_backend.preparation import device_of, start_of, typical_side
 from lplgrad_backend.rounds import OUTCOME, SCORES, WEIGHTS, Failure, Order, Outcome, Progress, receive
 from lplgrad_backend.scoring import (
     Readable,
     Scorer,
     among,
-    as_batch,
     by_norm,
     in_queue,
     load_network,
@@ -49,9 +46,10 @@ from lplgrad_backend.scoring import (
     readable,
 )
 from lplgrad_backend.settings import Settings
+from lplgrad_backend.sight import Labelled, Sight
 from lplgrad_backend.sources import open_images, open_label_studio
 from lplgrad_backend.status import Phase
-from lplgrad_backend.store import Store, write_scores
+from lplgrad_backend.store import OrderHealth, Store, write_scores
 
 log = logging.getLogger(__name__)
 NICENESS = 10
@@ -94,27 +92,37 @@ def run(order: Order, folder: Path, settings: Settings) -> Outcome:
     labeling, device = order.labeling, device_of(settings)
     longest = typical_side(order, images)
     start = start_of(settings, longest, len(labeling.classes), labeling.multiple, len(order.examples), device)
-    network, recipe = start.network, start.recipe
+    network = start.network.to(device)
     log.info("project %d: recipe %s", order.project, start.reason)
-    pixels, targets, unreadable = _load_examples(order, network.architecture.side, images, report)
-    metrics = _train(network, pixels, targets, recipe, settings, report)
-    used = [example for example in order.examples if example.task_id not in unreadable]
-    suspects = find_suspects(network, pixels, targets, used, order.labeling)
+    sight = Sight(network, images, FrozenFeatures(network, images) if start.recipe.trained == "head" else None)
+    labelled = sight.labelled(order.examples, lambda done: report(Phase.LOADING, done, len(order.examples)))
+    check_classes(labelled, len(order.examples))
+    unseen = None
+    if isinstance(labelled.images, Looked):
+        unseen = cross_fit(network, labelled.images, labelled.targets, start.recipe, seed=settings.seed, device=device)
+    metrics = _train(network, labelled, start.recipe, settings, report)
     safetensors.torch.save_file(network.state_dict(), folder / WEIGHTS)
     trained_seconds = time.monotonic() - started
-    held_out = examine(network, images, order.held_out, order.labeling.classes)
-    scored = _score_and_order(network, order, folder, images, pixels, settings, report)
+    held_out = sight.labelled(order.held_out)
+    said = opinion(network, held_out.images, held_out.targets)
+    suspicions = unseen or opinion(network, labelled.images, labelled.targets)
+    sure = _confidence(unseen, labelled, said, held_out, labeling.multiple)
+    scored = _score_and_order(sight, sure.temperature, order, folder, labelled, settings, report)
     metrics |= scored.metrics | {"seconds_training": trained_seconds, "seconds": time.monotonic() - started}
-    return Outcome(
-        architecture=network.architecture.as_plain(),
-        recipe=recipe.as_plain(),
-        recipe_reason=start.reason,
-        ordered_by=scored.ordered_by,
-        metrics=metrics,
-        warnings=start.said + scored.warnings,
-        suspects=suspects,
-        unreadable=unreadable | scored.unreadable,
-        held_out=held_out,
+    metrics["images_looked_at"] = sight.looked_at
+    return scored.model_copy(
+        update={
+            "architecture": network.architecture.as_plain(),
+            "recipe": start.recipe.as_plain(),
+            "recipe_reason": start.reason,
+            "temperature": sure.temperature,
+            "temperature_from": sure.origin,
+            "metrics": metrics,
+            "warnings": start.said + scored.warnings,
+            "suspects": find_suspects(suspicions, labelled.targets, labelled.examples, labeling),
+            "unreadable": labelled.unreadable | scored.unreadable,
+            "held_out": named_classes(held_out.examples, said, labeling),
+        }
     )
 
 
@@ -122,7 +130,7 @@ def _score_only(order: Order, folder: Path, settings: Settings, images: Images, 
     store = Store(settings.model_dir)
     manifest = store.manifest(order.project, str(order.version))
     network = load_network(manifest, store.weights_path(order.project, manifest.version)).to(device_of(settings))
-    found = _measure(Scorer(network), order, images, report)
+    found = _measure(Scorer(network, confidence=manifest.temperature), order, images, report)
     standing = among(found.measured, store.scores(order.project, manifest.version), manifest.scale)
     write_scores(pool_scores(found, standing, len(order.labeling.classes)), folder / SCORES)
     return Outcome(metrics={"scale": manifest.scale}, unreadable=found.unreadable)
@@ -131,29 +139,23 @@ def _score_only(order: Order, folder: Path, settings: Settings, images: Images, 
 # Training
 
 
-def _load_examples(order: Order, side: int, images: Images, report: Reporter) -> tuple[Tensor, Tensor, dict[int, str]]:
-    """Labelled images [N, 3, S, S] uint8, their targets [N, C], and the tasks whose image cannot be used."""
-    pixels: list[NDArray[np.uint8]] = []
-    targets, unreadable = [], {}
-    tasks = [(example.task_id, example.uri) for example in order.examples]
-    for done, (example, one) in enumerate(zip(order.examples, images.load_many(tasks, side), strict=True), 1):
-        if isinstance(one, ImageError):
-            unreadable[example.task_id] = one.reason
-        else:
-            pixels.append(one)
-            targets.append(example.target)
-        report(Phase.LOADING, done, len(tasks))
-    seen = torch.tensor(targets, dtype=torch.float32).reshape(-1, len(order.labeling.classes))
-    if int((seen.sum(0) > 0).sum()) < 2:
-        raise NotLearnable(f"{len(unreadable)} of {len(tasks)} labelled images cannot be read; two classes are needed.")
-    return as_batch(pixels), seen, unreadable
+def check_classes(labelled: Labelled, asked: int) -> None:
+    """Whether there is something to learn.
+
+    Raises:
+        NotLearnable: the images that can be read show fewer than two classes.
+    """
+    if int((labelled.targets.sum(0) > 0).sum()) < 2:
+        unreadable = len(labelled.unreadable)
+        raise NotLearnable(f"{unreadable} of {asked} labelled images cannot be read; two classes are needed.")
 
 
 def _train(
-    network: Network, images: Tensor, targets: Tensor, recipe: Recipe, settings: Settings, report: Reporter
+    network: Network, labelled: Labelled, recipe: Recipe, settings: Settings, report: Reporter
 ) -> dict[str, float]:
-    metrics: dict[str, float] = {"images": len(images)}
-    for record in fit(network, images, targets, recipe, seed=settings.seed, device=device_of(settings)):
+    metrics: dict[str, float] = {"images": len(labelled.targets)}
+    device = device_of(settings)
+    for record in fit(network, labelled.images, labelled.targets, recipe, seed=settings.seed, device=device):
         report(Phase.TRAINING, record.epoch, record.epochs)
         metrics |= {
             "epochs": record.epoch,
@@ -164,47 +166,33 @@ def _train(
     return metrics
 
 
-def find_suspects(
-    network: Network, images: Tensor, targets: Tensor, examples: Sequence[Example], labeling: Labeling
-) -> list[Suspect]:
-    """Labelled images [N, 3, S, S] whose label looks wrong to the trained network, the most suspect first."""
-    looked = look_at(network, images)
-    with torch.no_grad():
-        predicted = network.loss_prediction(looked.pooled).float().cpu()
-    logits, multiple = looked.logits.float().cpu(), labeling.multiple
-    losses = main_loss(logits, targets, multiple)
-    excess, expected = excess_losses(losses, predicted)
-    said = logits > 0 if multiple else logits == logits.amax(1, keepdim=True)
-    chosen = targets >= 0.5 if multiple else targets == targets.amax(1, keepdim=True)
-    # both may name several classes; only those that share none of one question contradict each other
-    contradicted = (said != chosen).any(1) if multiple else ~(said & chosen).any(1)
-    return [
-        Suspect(
-            task=examples[at].task_id,
-            uri=examples[at].uri,
-            label=_named(labeling, chosen[at]),
-            predicted=_named(labeling, said[at]),
-            loss=float(losses[at]),
-            expected=float(expected[at]),
-            excess=float(excess[at]),
-        )
-        for at in suspected(excess, contradicted)[:SUSPECTS_KEPT]
-    ]
-
-
-def _named(labeling: Labeling, held: Tensor) -> str:
-    return ", ".join(name for name, holds in zip(labeling.classes, held.tolist(), strict=True) if holds)
+def _confidence(
+    unseen: Unseen | None, labelled: Labelled, said: Unseen, held_out: Labelled, multiple: bool
+) -> Confidence:
+    """By cross-fitted networks where there are some, else by the images that were held out."""
+    if unseen is not None:
+        return confidence(unseen, labelled.targets, multiple, "cross-fitted labelled images")
+    return confidence(said, held_out.targets, multiple, "held-out labelled images")
 
 
 # Scoring and ordering
 
 
-def acquisition_of(settings: Settings) -> Acquisition:
-    """What the settings say about how to order a pool."""
-    strategy, coverage = settings.strategy, settings.coverage
-    if strategy == "auto":
-        strategy = "lplgrad" if settings.preset == "paper" else "lplgrad-coverage"
-    return Acquisition(strategy, None if coverage == "off" else coverage, settings.strict)
+def acquisition_of(settings: Settings, draw: int = 0) -> Acquisition:
+    """What the settings say about how to order a pool. `draw`: see `Acquisition`."""
+    usual = "lplgrad" if settings.preset == "paper" else DEFAULT
+    return Acquisition(
+        strategy=usual if settings.strategy == "auto" else settings.strategy,
+        sharpness=None if settings.coverage == "off" else settings.coverage,
+        strict=settings.strict,
+        random_share=settings.random_share,
+        draw=draw,
+    )
+
+
+def draw_of(order: Order) -> int:
+    """A number that a pool has of its own, so that each round draws its random share anew and a repetition the same."""
+    return zlib.crc32(repr([order.project, sorted(entry.task for entry in order.pool)]).encode())
 
 
 def _measure(scorer: Scorer, order: Order, images: Images, report: Reporter) -> Readable:
@@ -214,30 +202,38 @@ def _measure(scorer: Scorer, order: Order, images: Images, report: Reporter) -> 
 
 
 def _score_and_order(
-    network: Network,
+    sight: Sight,
+    confidence: float,
     order: Order,
     folder: Path,
-    images: Images,
-    labelled: Tensor,
+    labelled: Labelled,
     settings: Settings,
     report: Reporter,
 ) -> Outcome:
     """Score and order the pool and write it; what is to be said about the order and of images that cannot be used."""
-    wanted, multiple = acquisition_of(settings), order.labeling.multiple
+    wanted, multiple = acquisition_of(settings, draw_of(order)), order.labeling.multiple
+    tasks = sorted((entry.task, entry.uri) for entry in order.pool)
     ladder = TEMPERATURES if wanted.strategy == "lplgrad-ladder" else TEMPERATURES[:1]
-    found = _measure(Scorer(network, for_ordering=True, temperatures=ladder), order, images, report)
-    standing, ordered_by, warnings = by_norm(found.measured), wanted.strategy, []
+    found = sight.pool(tasks, ladder, confidence, lambda done: report(Phase.SCORING, done, len(tasks)))
+    outcome, standing = Outcome(ordered_by=wanted.strategy), by_norm(found.measured)
     if found.measured:
-        features = look_at(network, labelled).features.cpu()
+        features = sight.features(labelled.images)
         ordered = order_measured(found.measured, features, multiple, wanted, settings.seed)
-        standing, ordered_by, warnings = (
-            in_queue(ordered.queue, len(ordered.pool)),
-            ordered.ordered_by,
-            complaints(ordered),
-        )
+        standing = in_queue(ordered.queue, len(ordered.pool), ordered.random)
+        outcome = Outcome(ordered_by=ordered.ordered_by, health=seen_of(ordered.health), warnings=complaints(ordered))
     write_scores(pool_scores(found, standing, len(order.labeling.classes)), folder / SCORES)
-    metrics = {"scale": standing.scale}
-    return Outcome(ordered_by=ordered_by, metrics=metrics, warnings=warnings, unreadable=found.unreadable)
+    return outcome.model_copy(update={"metrics": {"scale": standing.scale}, "unreadable": found.unreadable})
+
+
+def seen_of(health: Health) -> OrderHealth:
+    """Health as it is stored; JSON knows no NaN."""
+    correlation = health.correlation if math.isfinite(health.correlation) else None
+    return OrderHealth(
+        correlation=correlation,
+        duplicates=health.duplicates,
+        head_classes=health.head_classes,
+        sentence=health.sentence or "",
+    )
 
 
 def complaints(ordered: Ordered) -> list[str]:

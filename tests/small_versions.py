@@ -30,6 +30,13 @@ class MadeImages:
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, str]] = []
+        self.kept: dict[tuple[str, str], NDArray[np.float32]] = {}
+
+    def features(self, uri: str, task_id: int, network: str, count: int) -> NDArray[np.float32] | None:
+        return self.kept.get((uri, network))
+
+    def keep_features(self, uri: str, task_id: int, network: str, features: NDArray[np.float32]) -> None:
+        self.kept[uri, network] = features
 
     def size(self, uri: str, task_id: int | None = None) -> tuple[int, int]:
         if "broken" in uri or not uri:
@@ -81,9 +88,10 @@ def save_network(
     network: Network,
     tasks: Sequence[tuple[int, str]],
     labeling: Labeling = LABELING,
+    temperature: float = 1.0,
 ) -> Manifest:
     """Save a version as a round does: the network, and its scores of the pool of (task id, address)."""
-    found = readable(tasks, list(Scorer(network).measure(MadeImages(), tasks)))
+    found = readable(tasks, list(Scorer(network, confidence=temperature).measure(MadeImages(), tasks)))
     standing = by_norm(found.measured)
     weights = store.folder / "weights.tmp"
     weights.parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +106,7 @@ def save_network(
         "seed": 0,
         "labels": dict.fromkeys(labeling.classes, 1),
         "scale": standing.scale,
+        "temperature": temperature,
         "newest_task": max((task for task, _ in tasks), default=0),
         "metrics": {},
         "unreadable": found.unreadable,

@@ -18,6 +18,8 @@ from lplgrad_backend.export import FILES, FORMATS, export
 from lplgrad_backend.lplgrad.network import Network
 from lplgrad_backend.store import Store
 
+TEMPERATURE = 0.25
+
 
 @pytest.fixture(scope="module")
 def network() -> Network:
@@ -27,7 +29,7 @@ def network() -> Network:
 @pytest.fixture(scope="module")
 def store(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = Store(tmp_path_factory.mktemp("models"))
-    save_network(store, 1, "v1", network, [(1, "/1.png"), (2, "/2.png")])
+    save_network(store, 1, "v1", network, [(1, "/1.png"), (2, "/2.png")], temperature=TEMPERATURE)
     return store
 
 
@@ -39,7 +41,7 @@ def images() -> Tensor:
 @pytest.fixture(scope="module")
 def expected(network: Network, images: Tensor) -> np.ndarray:
     with torch.no_grad():
-        return torch.softmax(network.main(images), 1).numpy()
+        return torch.softmax(network.main(images) / TEMPERATURE, 1).numpy()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:torch")
@@ -66,9 +68,9 @@ def test_safetensors_hold_the_main_model(store: Store, tmp_path: Path, images: T
     empty = small_network(seed=4).main
     empty.load_state_dict(tensors)
     with torch.no_grad():
-        np.testing.assert_allclose(torch.softmax(empty(images), 1).numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(torch.softmax(empty(images) / TEMPERATURE, 1).numpy(), expected, atol=1e-6)
     described = json.loads((tmp_path / "out" / "model.json").read_text())
-    assert described["classes"] == ["cat", "dog"]
+    assert (described["classes"], described["temperature"]) == (["cat", "dog"], TEMPERATURE)
     assert described["preprocessing"]["side"] == ARCHITECTURE.side
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| cat | 1 |" in card

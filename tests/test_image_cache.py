@@ -49,6 +49,39 @@ def test_what_was_kept_is_found_again_by_another_process(cache: ImageCache) -> N
     assert other.check() == []
 
 
+NETWORK, FEATURES = "0123456789abcdef", np.linspace(-1, 1, 5, dtype=np.float32)
+
+
+def test_what_a_network_said_is_kept_beside_the_image(cache: ImageCache) -> None:
+    cache.keep_features(known(), NETWORK, FEATURES)
+    other = ImageCache(cache.folder, LARGE)
+    np.testing.assert_array_equal(other.features(known(), NETWORK, 5), FEATURES)
+    assert other.features(known(), NETWORK[::-1], 5) is None
+    assert other.features(known(1), NETWORK, 5) is None
+    assert other.check() == []
+
+
+def test_damaged_features_are_passed_over_and_named(cache: ImageCache) -> None:
+    cache.keep_features(known(), NETWORK, FEATURES)
+    assert cache.features(known(), NETWORK, 6) is None, "of another length"
+    [path] = files(cache.folder, "features")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert cache.features(known(), NETWORK, 5) is None
+    [found] = cache.check()
+    assert "features" in found and "damaged" in found
+    path.write_bytes(b"")
+    assert len(cache.check()) == 1
+
+
+def test_features_share_the_room(tmp_path: Path) -> None:
+    limit = 40 * BLOCK
+    cache = ImageCache(tmp_path / "images", limit)
+    for number in range(80):
+        cache.keep_features(known(number), NETWORK, FEATURES)
+    taken = sum(-(-path.stat().st_size // BLOCK) * BLOCK for path in files(cache.folder, "features"))
+    assert 0 < taken <= limit
+
+
 def test_what_was_not_kept_is_not_there(cache: ImageCache, tmp_path: Path) -> None:
     assert cache.known("b") is None
     assert cache.pixels(known(), SIDE + 1) is None

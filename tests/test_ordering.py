@@ -84,6 +84,15 @@ def test_the_random_share_is_a_uniform_sample_of_the_pool() -> None:
     assert float(times.max() / times.mean()) < 1.4 and float(times.min() / times.mean()) > 0.6
 
 
+def test_orders_made_with_one_seed_may_draw_differently() -> None:
+    pool = random_pool(40)
+    drawn = [
+        set(ordered.queue.positions[ordered.random].tolist())
+        for ordered in (order_pool(pool, Acquisition(random_share=0.3, draw=draw), 0) for draw in (0, 1, 1))
+    ]
+    assert drawn[0] != drawn[1] == drawn[2]
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.0])
 def test_a_share_that_is_none_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="share"):

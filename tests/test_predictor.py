@@ -12,12 +12,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_versions import MadeImages, save_network, small_network
+from small_versions import MadeImages, made, save_network, small_network
 from versions import LABELING, save_version
 
 from lplgrad_backend.labeling import Labeling
 from lplgrad_backend.predictor import VERSIONS_IN_MEMORY, Predictor
-from lplgrad_backend.scoring import Measured, Scorer, scores_of
+from lplgrad_backend.scoring import Measured, Scorer, as_batch, scores_of
 from lplgrad_backend.settings import read_settings
 from lplgrad_backend.store import Store
 
@@ -163,6 +163,19 @@ class TestLabels:
             region = trained.predict(task(number, dict(POOL)[number]))[0]["result"][0]
             assert region["value"]["choices"] == [LABELING.classes[int(scores.probabilities[at].argmax())]]
             assert region["score"] == pytest.approx(float(scores.probabilities[at].max()))
+
+    def test_its_confidence_is_that_at_the_versions_temperature(self, scene: Scene) -> None:
+        network = small_network()
+        save_network(scene.store, PROJECT, "v1", network, POOL, temperature=0.1)
+        known, new = scene.predict(task(*POOL[0]), task(900, "/new.png"))
+        for row, uri in ((known, POOL[0][1]), (new, "/new.png")):
+            with torch.no_grad():
+                logits = network(as_batch([made(uri)]).float() / 255)
+            wanted = float(torch.softmax(logits / 0.1, 1).max())
+            assert row["result"][0]["score"] == pytest.approx(wanted, rel=1e-4)
+        plain = Scorer(network).measure_pixels(as_batch([made(POOL[0][1])]))[0]
+        sharp = Scorer(network, confidence=0.1).measure_pixels(as_batch([made(POOL[0][1])]))[0]
+        assert sharp.norm == plain.norm and sharp.probabilities.max() > plain.probabilities.max()
 
 
 class TestVersions:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from versions import LABELING, pool_scores, save_version
 
 from lplgrad_backend.errors import StoreError, VersionDamaged, VersionNotFound
-from lplgrad_backend.store import SCORES, WEIGHTS, Store, for_classes, version_number
+from lplgrad_backend.store import SCORES, WEIGHTS, Store, for_classes, read_scores, version_number
 
 
 @pytest.fixture
@@ -132,3 +133,12 @@ def test_classes_are_matched_by_name() -> None:
     probabilities = np.array([[0.7, 0.3]], dtype=np.float32)
     assert for_classes(probabilities, ("a", "b"), ("a", "b")) is probabilities
     np.testing.assert_allclose(for_classes(probabilities, ("a", "b"), ("b", "new", "a")), [[0.3, 0.0, 0.7]])
+
+
+def test_scores_of_releases_that_kept_less_are_read(tmp_path: Path) -> None:
+    kept = pool_scores([(1, "/a"), (2, "/b")])
+    older = {name: getattr(kept, name) for name in ("tasks", "addresses", "norms", "scores", "probabilities")}
+    safetensors.numpy.save_file(older, tmp_path / "scores.safetensors")
+    found = read_scores(tmp_path / "scores.safetensors")
+    assert found.worth.tolist() == kept.norms.tolist()
+    assert np.isnan(found.predicted_losses).all() and not found.random.any()

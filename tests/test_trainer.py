@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+import torchvision
 from fake_label_studio import FakeLabelStudio
 from known_pool import alike_pool
 
@@ -28,7 +30,7 @@ from lplgrad_backend.settings import Settings, read_settings
 from lplgrad_backend.sources import open_images, open_label_studio
 from lplgrad_backend.status import Phase, now
 from lplgrad_backend.store import Manifest, PoolScores, Store, read_scores
-from lplgrad_backend.trainer import Reporter, acquisition_of, complaints, run
+from lplgrad_backend.trainer import Reporter, acquisition_of, complaints, draw_of, run
 
 LABELING = Labeling(from_name="digit", to_name="image", data_key="image", classes=CLASSES, multiple=False)
 LABELLED, POOL = 20, 30
@@ -113,6 +115,10 @@ class TestARound:
         assert outcome.metrics["epochs"] >= FROM_SCRATCH.epochs
         assert 0 < outcome.metrics["seconds_training"] <= outcome.metrics["seconds"]
         assert outcome.warnings == []
+        assert (outcome.temperature, outcome.temperature_from) == (
+            1.0, "not fitted: 0 held-out labelled images, 20 are needed",
+        )  # fmt: skip
+        assert outcome.health is not None and sum(outcome.health.head_classes) <= 50
 
     def test_an_unreadable_image_costs_itself_alone(self, first: Round) -> None:
         assert set(first.outcome.unreadable) == {BROKEN_EXAMPLE, BROKEN_TASK}
@@ -132,7 +138,9 @@ class TestARound:
         labelled = [
             one for one in images.load_many(examples, network.architecture.side) if not isinstance(one, ImageError)
         ]
-        ordered = order_pool(NetworkPool(network, pixels, as_batch(labelled)), acquisition_of(first.settings), 0)
+        ordered = order_pool(
+            NetworkPool(network, pixels, as_batch(labelled)), acquisition_of(first.settings, draw_of(site.order())), 0
+        )
         assert first.outcome.ordered_by == ordered.ordered_by
         assert first.scores.scores.argsort().tolist() == ordered.queue.positions.tolist()
         np.testing.assert_allclose(first.scores.worth[ordered.queue.positions.numpy()], ordered.queue.worth, rtol=1e-3)
@@ -141,7 +149,7 @@ class TestARound:
         assert [first.scores.position(task, uri) for task, uri in tasks] == list(range(POOL - 1))
 
     def test_the_papers_order_is_that_of_the_norms(self, site: Site, tmp_path: Path) -> None:
-        found = do(site, tmp_path, LPLGRAD_STRATEGY="lplgrad", LPLGRAD_STRICT="true")
+        found = do(site, tmp_path, LPLGRAD_STRATEGY="lplgrad", LPLGRAD_STRICT="true", LPLGRAD_RANDOM_SHARE="0")
         assert found.outcome.ordered_by == "lplgrad"
         np.testing.assert_array_equal(found.scores.worth, found.scores.norms)
         np.testing.assert_allclose(found.scores.scores, scores_of(found.scores.norms, scale_of(found.scores.norms)))
@@ -187,6 +195,62 @@ run_round(Order.model_validate_json({site.order().model_dump_json()!r}), Path({s
     assert not (tmp_path / OUTCOME).exists()
 
 
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Random ones of a network that is small enough to be looked through quickly."""
+    torch.manual_seed(0)
+    network = torchvision.models.mobilenet_v3_small(width_mult=0.25)
+    file = tmp_path_factory.mktemp("weights") / "some.safetensors"
+    safetensors.torch.save_file(network.state_dict(), file)
+    return {"LPLGRAD_WEIGHTS": str(file), "LPLGRAD_IMAGE_SIZE": "32", "LPLGRAD_RANDOM_SHARE": "0.2"}
+
+
+@pytest.fixture(scope="module")
+def frozen(site: Site, weights: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Round:
+    folder = tmp_path_factory.mktemp("frozen")
+    settings = site.settings(folder, **weights)
+    outcome = run(site.order(), folder, settings)
+    return Round(outcome, [], read_scores(folder / SCORES), folder, settings)
+
+
+class TestFrozen:
+    """A round that trains the head alone, on features that are kept."""
+
+    def test_its_scores_are_those_that_its_weights_give_image_by_image(self, frozen: Round, site: Site) -> None:
+        assert frozen.outcome.recipe["trained"] == "head" and "frozen" in frozen.outcome.recipe_reason
+        network = load_network(manifest(frozen), frozen.folder / WEIGHTS)
+        images = open_images(frozen.settings, open_label_studio(frozen.settings))
+        tasks = [(entry.task, entry.uri) for entry in site.order().pool[1:]]
+        scorer = Scorer(network, for_ordering=True, confidence=frozen.outcome.temperature)
+        measured = [one for one in scorer.measure(images, tasks) if isinstance(one, Measured)]
+        np.testing.assert_allclose(frozen.scores.norms, [one.norm for one in measured], rtol=1e-3, atol=1e-9)
+        np.testing.assert_allclose(
+            frozen.scores.predicted_losses, [one.predicted_loss for one in measured], rtol=1e-3, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            frozen.scores.probabilities, [one.probabilities for one in measured], rtol=1e-3, atol=1e-6
+        )
+
+    def test_a_share_of_its_queue_is_marked_as_drawn_and_its_scores_rise_all_the_same(self, frozen: Round) -> None:
+        assert abs(int(frozen.scores.random.sum()) - 0.2 * (POOL - 1)) <= 1
+        assert (np.diff(np.sort(frozen.scores.scores)) > 0).all()
+        queue = frozen.scores.random[frozen.scores.scores.argsort()]
+        assert queue[:10].sum() in (1, 2, 3)
+
+    def test_a_second_round_looks_at_new_images_alone(self, frozen: Round, site: Site, weights: dict[str, str]) -> None:
+        assert frozen.outcome.metrics["images_looked_at"] == LABELLED + POOL
+        again = run(site.order(), frozen.folder, site.settings(frozen.folder, **weights))
+        assert again.metrics["images_looked_at"] == 2, "those that cannot be read are asked for again"
+        found = read_scores(frozen.folder / SCORES)
+        np.testing.assert_array_equal(found.scores, frozen.scores.scores)
+        assert open_images(frozen.settings, open_label_studio(frozen.settings)).check() == []
+
+    def test_another_pool_draws_others(self, site: Site) -> None:
+        order = site.order()
+        assert draw_of(order) == draw_of(site.order())
+        assert draw_of(order.model_copy(update={"pool": order.pool[1:]})) != draw_of(order)
+
+
 class TestInThisProcess:
     """What a child says when it cannot go on, without starting one."""
 
@@ -230,11 +294,11 @@ class TestInThisProcess:
 @pytest.mark.parametrize(
     ("environ", "wanted"),
     [
-        ({}, Acquisition("lplgrad-coverage", 1.0)),
-        ({"LPLGRAD_COVERAGE": "off"}, Acquisition("lplgrad-coverage", None)),
-        ({"LPLGRAD_COVERAGE": "4", "LPLGRAD_STRICT": "true"}, Acquisition("lplgrad-coverage", 4.0, strict=True)),
-        ({"LPLGRAD_PRESET": "paper"}, Acquisition("lplgrad")),
-        ({"LPLGRAD_PRESET": "paper", "LPLGRAD_STRATEGY": "margin"}, Acquisition("margin")),
+        ({}, Acquisition("lplgrad-coverage", 1.0, random_share=0.05)),
+        ({"LPLGRAD_COVERAGE": "off", "LPLGRAD_RANDOM_SHARE": "0"}, Acquisition("lplgrad-coverage", None)),
+        ({"LPLGRAD_COVERAGE": "4", "LPLGRAD_STRICT": "true"}, Acquisition("lplgrad-coverage", 4.0, True, 0.05)),
+        ({"LPLGRAD_PRESET": "paper"}, Acquisition("lplgrad", random_share=0.05)),
+        ({"LPLGRAD_PRESET": "paper", "LPLGRAD_STRATEGY": "margin"}, Acquisition("margin", random_share=0.05)),
     ],
 )
 def test_the_settings_say_how_to_order(environ: dict[str, str], wanted: Acquisition) -> None:

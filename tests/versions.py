@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from lplgrad_backend.store import Manifest, PoolScores, Store, address_digest
 LABELING = Labeling(from_name="kind", to_name="image", data_key="image", classes=("cat", "dog"), multiple=False)
 
 
-def pool_scores(tasks: Sequence[tuple[int, str]], scores: Sequence[float] | None = None) -> PoolScores:
-    """Scores of these tasks; by default spread over (0, 1) in the order given."""
+def pool_scores(
+    tasks: Sequence[tuple[int, str]], scores: Sequence[float] | None = None, random: Collection[int] | None = None
+) -> PoolScores:
+    """Scores of these tasks; by default spread over (0, 1) in the order given. `random`: tasks drawn at random."""
     count = len(tasks)
     values = np.asarray(scores if scores is not None else np.linspace(0.1, 0.9, count), dtype=np.float64)
     return PoolScores(
@@ -26,6 +28,8 @@ def pool_scores(tasks: Sequence[tuple[int, str]], scores: Sequence[float] | None
         worth=1.0 / values - 1.0,
         scores=values,
         probabilities=np.tile(np.array([0.75, 0.25], dtype=np.float32), (count, 1)),
+        predicted_losses=np.linspace(2.0, 1.0, count),
+        random=np.zeros(count, dtype=bool) if random is None else np.isin([task for task, _ in tasks], list(random)),
     )
 
 

@@ -33,12 +33,14 @@ class Acquisition:
         sharpness: of the kernel of `lplgrad-coverage`; None: no coverage, so the paper's order by gradient norm.
         strict: keep the strategy whatever its health.
         random_share: of the queue, in [0, 1), is drawn at random from the whole pool.
+        draw: with the seed, decides what is drawn; orders made one after the other with the same seed want different ones.
     """
 
     strategy: str = acquisition.DEFAULT
     sharpness: float | None = acquisition.SHARPNESS
     strict: bool = False
     random_share: float = 0.0
+    draw: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ def order_pool(pool: Pool, acquisition: Acquisition, seed: int, budget: int | No
         NonFiniteScore: naming positions in the pool.
     """
     wanted = len(pool) if budget is None else min(budget, len(pool))
-    slots = random_slots(wanted, acquisition.random_share, seed)
-    drawn = STRATEGIES["random"](pool, int(slots.sum()), seed + 1).positions
+    slots = random_slots(wanted, acquisition.random_share, seed + acquisition.draw)
+    drawn = STRATEGIES["random"](pool, int(slots.sum()), seed + acquisition.draw + 1).positions
     name, strategy = _strategy(acquisition)
     queue = strategy(pool, max(wanted, HEAD), seed)
     health = examine(pool, queue, name)

@@ -22,6 +22,7 @@ SETTINGS = {
     # an order that an oracle can check image by image: the paper's
     "LPLGRAD_STRATEGY": "lplgrad",
     "LPLGRAD_STRICT": "true",
+    "LPLGRAD_RANDOM_SHARE": "0",
 }
 
 
