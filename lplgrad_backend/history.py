@@ -40,6 +40,19 @@ class Choice(_Kept):
     count: int
 
 
+class Group(_Kept):
+    """Tasks that were labelled while a version's queue was shown.
+
+    Attributes:
+        agreed: how many got the label that the version had predicted.
+        classes: how often people chose each class.
+    """
+
+    tasks: list[int] = []
+    agreed: int = 0
+    classes: dict[str, int] = {}
+
+
 class VersionRecord(_Kept):
     """One version, for good.
 
@@ -49,6 +62,8 @@ class VersionRecord(_Kept):
         compared: tasks that it predicted before people labelled them, as far as they are labelled by now.
         agreed: how many of these got the predicted label (for several classes per image: exactly the predicted ones).
         choices: the same, by predicted and chosen class; empty for several classes per image.
+        drawn, chosen: of the tasks that its queue showed, those drawn at random and the others.
+        missed: tasks of its pool that were labelled before its queue was shown.
     """
 
     version: str
@@ -59,6 +74,9 @@ class VersionRecord(_Kept):
     compared: int = 0
     agreed: int = 0
     choices: list[Choice] = []
+    drawn: Group = Group()
+    chosen: Group = Group()
+    missed: list[int] = []
 
 
 class Query(_Kept):
@@ -214,11 +232,12 @@ def choices(
     for example in labelled:
         at = scores.position(example.task_id, example.uri)
         if at is not None:
-            found.append((_classes(scores.probabilities[at], labeling), _classes(np.array(example.target), labeling)))
+            found.append((classes_of(scores.probabilities[at], labeling), classes_of(example.target, labeling)))
     return found
 
 
-def _classes(shares: NDArray[np.floating[Any]], labeling: Labeling) -> frozenset[int]:
+def classes_of(shares: Sequence[float] | NDArray[np.floating[Any]], labeling: Labeling) -> frozenset[int]:
+    """Positions of the classes that these shares [C] name: the largest, or where several may hold all from one half."""
     if labeling.multiple:
-        return frozenset(np.flatnonzero(shares >= 0.5).tolist())
+        return frozenset(np.flatnonzero(np.asarray(shares) >= 0.5).tolist())
     return frozenset([int(np.argmax(shares))])

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from lplgrad_backend import publication
-from lplgrad_backend.comparison import compare, share_right, split
+from lplgrad_backend.chronicle import Chronicle
+from lplgrad_backend.comparison import compare, split
 from lplgrad_backend.decision import labels_per_class, needs_reading, verdict
+from lplgrad_backend.draft import draft_of
 from lplgrad_backend.errors import LPLGradError, NotLearnable
 from lplgrad_backend.files import remove_leftovers
 from lplgrad_backend.first_queue import FirstQueue, is_wanted
-from lplgrad_backend.history import read_history, with_choices, with_version, write_history
 from lplgrad_backend.labeling import (
     Annotations,
     Labeling,
@@ -120,6 +121,7 @@ class _Look:
         self.settings, self.store, self.statuses = learner.settings, learner.store, learner.statuses
         self.stop, self.heavy, self.label_studio, self.project = learner.stop, learner.heavy, label_studio, project
         self.notice = Notice(label_studio, project, learner.settings)
+        self.chronicle = Chronicle(self.store, project)
         self.status = self.statuses.read(project)
         self.marks = self.statuses.marks(project)
 
@@ -141,7 +143,7 @@ class _Look:
         elif is_wanted(self.settings):
             self._begin(row, labeling)
         if trained is not None:
-            self.notice.show(read_history(self.store, self.project), training=False)
+            self.notice.show(self.chronicle.read(), training=False)
         self.update(phase=Phase.IDLE, last_error=None, last_error_at=None)
         self.clear_marks()
 
@@ -181,10 +183,7 @@ class _Look:
         changes = count_changes(before, annotations.digests)
         labels = labels_per_class(labeling, annotations)
         self.update(due=decision.reason, changes=changes, annotations_seen=counter, read_at=now(), labels=labels)
-        known = read_history(self.store, self.project)
-        compared = with_choices(known, self.store, self.project, labeling, annotations.examples)
-        if compared != known:
-            write_history(self.store, self.project, compared)
+        self.chronicle.labels_read(labeling, annotations.examples, self.status.published)
         if decision.due:
             return self._round(labeling, annotations)
         if asked:
@@ -207,7 +206,7 @@ class _Look:
         self._go_on()
         training, held_out = split(labeling, annotations.examples, labels_per_class(labeling, annotations))
         order = Order(project=self.project, labeling=labeling, examples=training, held_out=held_out, pool=pool)
-        self.notice.show(read_history(self.store, self.project), training=True)
+        self.notice.show(self.chronicle.read(), training=True)
         log.info("project %d: round on %d examples, pool of %d", self.project, len(order.examples), len(pool))
         newest_task = max((task for task, _ in unlabelled), default=0)
         with self._scratch() as scratch:
@@ -240,33 +239,13 @@ class _Look:
         self, order: Order, annotations: Annotations, outcome: Outcome, scratch: Path, newest_task: int
     ) -> Manifest:
         scores = read_scores(scratch / SCORES)
-        draft = {
-            "project": self.project,
-            "version": self._next_version(),
-            "created": now(),
-            "labeling": order.labeling,
-            "architecture": outcome.architecture,
-            "recipe": outcome.recipe,
-            "recipe_reason": outcome.recipe_reason,
-            "ordered_by": outcome.ordered_by,
-            "health": outcome.health,
-            "temperature": outcome.temperature,
-            "temperature_from": outcome.temperature_from,
-            "seed": self.settings.seed,
-            "labels": labels_per_class(order.labeling, annotations),
-            "scale": outcome.metrics["scale"],
-            "newest_task": newest_task,
-            "metrics": {**outcome.metrics, **_accuracy(order, outcome)},
-            "held_out": outcome.held_out,
-            "held_back": self._held_back(order, outcome),
-            "warnings": outcome.warnings,
-            "unreadable": outcome.unreadable,
-        }
+        labels = labels_per_class(order.labeling, annotations)
+        held_back = self._held_back(order, outcome)
+        draft = draft_of(order, outcome, self._next_version(), self.settings.seed, labels, newest_task, held_back)
         manifest = self.store.save(draft, scratch / WEIGHTS, annotations.digests, scores)
-        known, addresses = read_history(self.store, self.project), {entry.task: entry.uri for entry in order.pool}
+        addresses = {entry.task: entry.uri for entry in order.pool}
         side = int(outcome.architecture.get("side", 0))
-        remembered = with_version(known, manifest, scores, addresses, outcome.suspects, side)
-        write_history(self.store, self.project, remembered)
+        self.chronicle.version_made(manifest, scores, addresses, outcome.suspects, side)
         return manifest
 
     def _held_back(self, order: Order, outcome: Outcome) -> str:
@@ -313,7 +292,7 @@ class _Look:
     def _publish(self, row: Mapping[str, Any], labeling: Labeling, manifest: Manifest, *, fresh: bool) -> None:
         if fresh or Mark.TASKS in self.marks or self.status.published != manifest.version:
             self.update(phase=Phase.PUBLISHING, done=0, total=0)
-            self._push(labeling, manifest)
+            self._push(labeling, manifest, fresh=fresh)
         self._point(row, manifest.version)
         if self.status.cold_start is not None:
             self.update(cold_start=None)
@@ -328,9 +307,11 @@ class _Look:
         else:
             self.update(published=version, to_do_by_hand=publication.by_hand(row, version))
 
-    def _push(self, labeling: Labeling, manifest: Manifest) -> None:
+    def _push(self, labeling: Labeling, manifest: Manifest, *, fresh: bool) -> None:
         scores = self.store.scores(self.project, manifest.version)
         lacking = publication.sort_tasks(self._unlabelled(labeling, manifest.version), scores)
+        if fresh:
+            self.chronicle.queue_shown(manifest, [task for task, _ in lacking.scored])
         self._push_rows(self._rows(labeling, manifest, scores, lacking.scored))
         published = self.label_studio.model_versions(self.project).get(manifest.version, 0)
         unreadable = [task for task, _ in lacking.unknown if task in manifest.unreadable]
@@ -378,8 +359,3 @@ class _Look:
         for version in ours[: max(0, len(ours) - keep)]:
             if version != manifest.version:
                 self.store.delete(self.project, version)
-
-
-def _accuracy(order: Order, outcome: Outcome) -> dict[str, float]:
-    share = share_right(order.labeling, order.held_out, outcome.held_out)
-    return {} if share is None else {"held_out_accuracy": share, "held_out_images": len(outcome.held_out)}

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
 from versions import pool_scores, save_version
 
-from lplgrad_backend.history import Choice, History, Suspect, VersionRecord, with_version, write_history
+from lplgrad_backend.history import Choice, Group, History, Suspect, VersionRecord, with_version, write_history
 from lplgrad_backend.image_cache import ImageCache, Known
 from lplgrad_backend.image_source import ImageSource
 from lplgrad_backend.labeling import Labeling
 from lplgrad_backend.public_web import PublicWeb
 from lplgrad_backend.status import Phase, ProjectStatus, StatusFolder, now
-from lplgrad_backend.store import Store
+from lplgrad_backend.store import OrderHealth, Store
 
 PROJECT = 3
 SIDE = 32
@@ -24,6 +26,16 @@ EVIL = "<img src=x onerror=alert(1)>"
 CLASSES = ("cat", "dog", EVIL, "a heron & its “young”")
 LABELING = Labeling("kind", "image", "image", CLASSES, multiple=False)
 TASKS = tuple((number, f"https://pictures.example/{number}.png") for number in range(1, 61))
+DRAWN = (2, 22, 42)
+MADE: Mapping[str, Any] = {
+    "recipe_reason": "frozen: as set.",
+    "ordered_by": "badge",
+    "health": OrderHealth(
+        correlation=-0.2, duplicates=0.1, head_classes=(1, 2), sentence="margin ranks against its uncertainty."
+    ),
+    "temperature": 1.5,
+    "temperature_from": "60 cross-fitted labelled images",
+}
 
 
 def write_project(folder: Path, versions: int = 6) -> Store:
@@ -31,8 +43,8 @@ def write_project(folder: Path, versions: int = 6) -> Store:
     store = Store(folder)
     history = History()
     for number in range(1, versions + 1):
-        manifest = save_version(store, PROJECT, f"v{number}", labeling=LABELING, tasks=TASKS)
-        history = with_version(history, manifest, pool_scores(TASKS), dict(TASKS), suspects(), SIDE)
+        manifest = save_version(store, PROJECT, f"v{number}", labeling=LABELING, tasks=TASKS, random=DRAWN, **MADE)
+        history = with_version(history, manifest, pool_scores(TASKS, random=DRAWN), dict(TASKS), suspects(), SIDE)
     history = history.model_copy(update={"versions": [judged(record) for record in history.versions]})
     write_history(store, PROJECT, history)
     StatusFolder(folder).write(status())
@@ -51,7 +63,13 @@ def judged(record: VersionRecord) -> VersionRecord:
         Choice(predicted=CLASSES[1], chosen=CLASSES[1], count=4),
     ]
     wrong = [Choice(predicted=EVIL, chosen=CLASSES[3], count=30 - right)]
-    changes = {"images": 10 * number, "compared": 30, "agreed": right, "choices": named + wrong}
+    groups = {
+        "drawn": Group(tasks=[100 + number], agreed=int(number > 1), classes={"cat": 1}),
+        "chosen": Group(
+            tasks=list(range(200 + 10 * number, 209 + 10 * number)), agreed=4, classes={"cat": 4, "dog": 5}
+        ),
+    }
+    changes = groups | {"images": 10 * number, "compared": 30, "agreed": right, "choices": named + wrong}
     return record.model_copy(update=changes)
 
 

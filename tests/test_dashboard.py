@@ -19,7 +19,7 @@ from versions import pool_scores, save_version
 from lplgrad_backend.api import create_app
 from lplgrad_backend.dashboard.markup import element, join
 from lplgrad_backend.dashboard.statistics import histogram, remaining_seconds, two_likeliest, wilson
-from lplgrad_backend.history import read_history, with_version, write_history
+from lplgrad_backend.history import History, read_history, with_version, write_history
 from lplgrad_backend.jobs import memory_queue
 from lplgrad_backend.served import roll_back
 from lplgrad_backend.service import Service, build_service
@@ -128,6 +128,46 @@ def test_the_json_has_what_the_issue_lists(client: testing.TestClient) -> None:
     assert first["link"] == f"https://labels.example/ls/projects/{PROJECT}/data?task=1"
     assert [one["task"] for one in facts["suspects"]] == [50, 51]
     assert client.simulate_get("/api/status").json["projects"] == [facts]
+
+
+def test_the_json_says_how_the_version_was_made_and_what_an_image_is_worth_by_itself(
+    client: testing.TestClient,
+) -> None:
+    facts = client.simulate_get(f"/api{PAGE}").json
+    assert facts["making"] == {
+        "recipe": "frozen: as set.", "ordered_by": "badge", "health": "margin ranks against its uncertainty.",
+        "correlation": -0.2, "duplicates": 0.1, "temperature": 1.5,
+        "temperature_from": "60 cross-fitted labelled images",
+    }  # fmt: skip
+    first, second = facts["uncertain"][:2]
+    assert first["gradient_norm"] == pytest.approx(1 / first["score"] - 1)
+    assert first["predicted_loss"] == 2.0
+    assert (first["drawn"], second["drawn"]) == (False, True)
+
+
+def test_active_is_compared_with_random(client: testing.TestClient, service: Service) -> None:
+    found = client.simulate_get(f"/api{PAGE}").json["active_against_random"]
+    assert found["versions"] == ["v1", "v5"]
+    assert (found["drawn"]["labels"], found["drawn"]["agreed"], found["drawn"]["share"]) == (5, 4, 0.8)
+    assert (found["drawn"]["low"], found["drawn"]["high"]) == wilson(4, 5)
+    assert (found["chosen"]["labels"], found["chosen"]["agreed"]) == (45, 20)
+    assert found["chosen"]["classes"] == {"cat": 20, "dog": 25}
+    text = Seen(client.simulate_get(PAGE, headers=HTML).text).text
+    for words in ("Accuracy 80% (", "from 5 images of v1 to v5", "44% (31% to 59%)", "frozen: as set."):
+        assert words in text
+    for words in ("badge", "margin ranks against its uncertainty.", "temperature 1.50", "predicted loss 2.00"):
+        assert words in text
+    write_history(service.store, PROJECT, History())
+    text = Seen(client.simulate_get(PAGE, headers=HTML).text).text
+    assert "Known once images are labelled that a version's queue has shown." in text
+
+
+def test_a_version_of_a_release_that_kept_less_is_shown(client: testing.TestClient, service: Service) -> None:
+    save_version(service.store, PROJECT, "v7", labeling=LABELING, tasks=TASKS)
+    making = client.simulate_get(f"/api{PAGE}").json["making"]
+    assert (making["recipe"], making["health"], making["correlation"]) == ("", None, None)
+    text = Seen(client.simulate_get(PAGE, headers=HTML).text).text
+    assert "not known" in text and "healthy" not in text
 
 
 def test_the_page_says_the_same_in_words(client: testing.TestClient) -> None:

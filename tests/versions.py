@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -43,8 +44,10 @@ def save_version(
     digests: dict[str, str] | None = None,
     unreadable: dict[int, str] | None = None,
     held_back: str = "",
+    random: Collection[int] | None = None,
+    **further: Any,
 ) -> Manifest:
-    """Save a version whose weights are four numbers."""
+    """Save a version whose weights are four numbers. `further`: what else its manifest says."""
     weights = store.folder / "weights.tmp"
     weights.parent.mkdir(parents=True, exist_ok=True)
     safetensors.numpy.save_file({"head.weight": np.arange(4, dtype=np.float32)}, weights)
@@ -62,7 +65,8 @@ def save_version(
         "metrics": {},
         "unreadable": unreadable or {},
         "held_back": held_back,
+        **further,
     }
-    manifest = store.save(draft, weights, digests or {}, pool_scores(tasks))
+    manifest = store.save(draft, weights, digests or {}, pool_scores(tasks, random=random))
     Path(weights).unlink()
     return manifest

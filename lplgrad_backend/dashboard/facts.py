@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from lplgrad_backend.dashboard.statistics import histogram, remaining_seconds, two_likeliest, wilson
+from lplgrad_backend.dashboard.version_facts import ActiveAgainstRandom, Fact, Making, against_random_of, making_of
 from lplgrad_backend.errors import StoreError
 from lplgrad_backend.first_queue import said_of
 from lplgrad_backend.history import History, VersionRecord, read_history
@@ -21,11 +22,7 @@ UNCERTAIN_SHOWN = 12
 REASONS_SHOWN = 10
 
 
-class _Facts(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class Point(_Facts):
+class Point(Fact):
     """One version of the learning curve. `low` and `high` bound the agreement, 95 % (Wilson)."""
 
     version: str
@@ -38,7 +35,7 @@ class Point(_Facts):
     high: float
 
 
-class Confusion(_Facts):
+class Confusion(Fact):
     """How often people chose class `columns` where the version had predicted class `rows`, among `classes`."""
 
     version: str
@@ -46,8 +43,16 @@ class Confusion(_Facts):
     counts: list[list[int]]
 
 
-class Uncertain(_Facts):
-    """An image near the front of the queue. `percentile`: share of the scored images that are less uncertain, 0 to 100."""
+class Uncertain(Fact):
+    """An image near the front of the queue.
+
+    Attributes:
+        score: as published.
+        percentile: share of the scored images that are less uncertain, 0 to 100.
+        gradient_norm: its own, whatever its place in the queue comes from.
+        predicted_loss: what the loss-prediction module expects, on its own scale; None where that was not kept.
+        drawn: whether it has its place by chance.
+    """
 
     task: int
     link: str | None
@@ -57,9 +62,12 @@ class Uncertain(_Facts):
     runner_up_probability: float
     score: float
     percentile: float
+    gradient_norm: float
+    predicted_loss: float | None
+    drawn: bool
 
 
-class Doubtful(_Facts):
+class Doubtful(Fact):
     """A labelled image whose label looks wrong. Losses in nats."""
 
     task: int
@@ -70,7 +78,7 @@ class Doubtful(_Facts):
     expected: float
 
 
-class Progress(_Facts):
+class Progress(Fact):
     """The running round. `share` of its phase in [0, 1], None where that is not known."""
 
     phase: str
@@ -80,7 +88,7 @@ class Progress(_Facts):
     seconds_left: float | None
 
 
-class ProjectFacts(_Facts):
+class ProjectFacts(Fact):
     """Everything about one project."""
 
     project: int
@@ -105,6 +113,8 @@ class ProjectFacts(_Facts):
     warnings: list[str]
     unreadable_count: int
     unreadable: dict[int, str]
+    making: Making | None
+    active_against_random: ActiveAgainstRandom
     curve: list[Point]
     confusion: Confusion | None
     histogram: list[int]
@@ -164,6 +174,8 @@ class Facts:
             warnings=status.warnings,
             unreadable_count=status.unreadable_count,
             unreadable=dict(list(status.unreadable.items())[:REASONS_SHOWN]),
+            making=making_of(shown) if shown else None,
+            active_against_random=against_random_of(history),
             curve=[_point(record) for record in history.versions],
             confusion=_confusion(history, manifest),
             histogram=histogram(scores.scores) if scores is not None and len(scores.tasks) else [],
@@ -201,6 +213,9 @@ class Facts:
                         runner_up_probability=second,
                         score=float(scores.scores[at]),
                         percentile=100.0 * float(np.mean(scores.scores > scores.scores[at])),
+                        gradient_norm=float(scores.norms[at]),
+                        predicted_loss=_finite(float(scores.predicted_losses[at])),
+                        drawn=bool(scores.random[at]),
                     )
                 )
         return found
@@ -240,6 +255,10 @@ def _point(record: VersionRecord) -> Point:
         low=low,
         high=high,
     )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _confusion(history: History, manifest: Manifest | None) -> Confusion | None:

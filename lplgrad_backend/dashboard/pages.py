@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from lplgrad_backend.dashboard.facts import Confusion, Doubtful, Progress, ProjectFacts, Uncertain
+from lplgrad_backend.dashboard.making import against_random, making, numbers
 from lplgrad_backend.dashboard.markup import Markup, element, join
 from lplgrad_backend.dashboard.plots import learning_curve, score_histogram, share_bar
 
@@ -46,6 +47,8 @@ def project_page(facts: ProjectFacts, root: str) -> str:
             _section("curve", "Agreement with people", _curve(facts)),
             _section("confusion", "Predicted and chosen", _confusion(facts.confusion)),
             _section("scores", "Scores of the queue", _scores(facts)),
+            _section("making", "How this version was made", making(facts.making)),
+            _section("random", "Active against random", against_random(facts.active_against_random)),
             class_="grid",
         ),
         _section("uncertain", "Most uncertain images", _uncertain(facts.uncertain, facts, root)),
@@ -242,6 +245,7 @@ def _uncertain(entries: Sequence[Uncertain], facts: ProjectFacts, root: str) -> 
             element("p", one.predicted, element("span", f" {one.probability:.0%}", class_="beside"), class_="class"),
             _note(f"or {one.runner_up} {one.runner_up_probability:.0%}"),
             _note(f"more uncertain than {one.percentile:.0f}% of the queue"),
+            _note(numbers(one)),
         ]
         cards.append(element("li", _thumbnail(facts, one.task, root), *said, _task(one.task, one.link)))
     return element("ul", *cards, class_="images")

@@ -155,7 +155,7 @@ def test_what_a_screen_reader_needs_has_a_name(browser: Chrome, backend: Backend
     assert len(browser.find_elements(By.TAG_NAME, "h1")) == 1
     assert {section.accessible_name for section in browser.find_elements(By.TAG_NAME, "section")} == {
         "Labels", "Agreement with people", "Predicted and chosen", "Scores of the queue", "Most uncertain images",
-        "Suspected mistakes",
+        "Suspected mistakes", "How this version was made", "Active against random",
     }  # fmt: skip
 
 
