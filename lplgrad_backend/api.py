@@ -148,8 +148,11 @@ class Webhook:
         body = _read(request, WebhookBody)
         if body.action not in MARKS:
             raise RequestError(f"action: {body.action!r} is not known; known are {', '.join(MARKS)}.")
-        note(project=project_number(body.project))
-        backend = LPLGradBackend(project_id=project_number(body.project), service=self._service)
+        project = project_number(body.project)
+        note(project=project)
+        if body.action == "PROJECT_UPDATED" and project in self._service.store.projects():
+            self._service.statuses.hear(project)
+        backend = LPLGradBackend(project_id=project, service=self._service)
         response.media = backend.fit(body.action, {"project": body.project})
         response.status = falcon.HTTP_201
 

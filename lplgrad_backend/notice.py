@@ -13,7 +13,7 @@ from typing import Any
 
 from lplgrad_backend.errors import LabelStudioError
 from lplgrad_backend.history import History
-from lplgrad_backend.labelstudio import LabelStudio
+from lplgrad_backend.labelstudio import LabelStudio, backend_fields
 from lplgrad_backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -45,11 +45,8 @@ class Notice:
         row = own_row(rows, known)
         if row is None or row.get("description") == text or not OURS.fullmatch(row.get("description") or ""):
             return
-        fields: dict[str, Any] = {"url": row["url"], "project": self._project, "description": text}
-        if self._settings.basic_auth is not None:  # Label Studio tries the connection with what the change holds
-            user, password = self._settings.basic_auth
-            fields |= {"auth_method": "BASIC_AUTH", "basic_auth_user": user, "basic_auth_pass": password}
-        self._label_studio.update_ml_backend(row["id"], fields)
+        fields = backend_fields(self._project, row["url"], self._settings.basic_auth)
+        self._label_studio.update_ml_backend(row["id"], fields | {"description": text})
 
     def _list_suspects(self, tasks: Sequence[int]) -> None:
         views = self._label_studio.views(self._project)

@@ -120,6 +120,21 @@ class StatusFolder:
         except OSError:
             return None
 
+    def hear(self, project: int) -> None:
+        """Note that Label Studio's webhook came, so that the doctor can tell whether one comes.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        self._write(project, "heard", uuid.uuid4().hex)
+
+    def heard(self, project: int) -> str:
+        """Another text after every `hear`."""
+        try:
+            return self._file(project, "heard").read_text()
+        except OSError:
+            return ""
+
     def remember(self, project: int, control: str | None) -> bool:
         """Make the project known, and which control it asks for. Returns whether that was new.
 

@@ -4,94 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import BytesIO
 from pathlib import Path
 
 import pytest
-from learner_stage import Stage
-from PIL import Image
+from doctor_patient import Patient
+from fake_label_studio import Fault
 
 from lplgrad_backend.cli import main
-from lplgrad_backend.connection import connect
 from lplgrad_backend.doctor import Finding, Outcome, as_plain, count_failures, examine, examine_environment
 from lplgrad_backend.doctor.machine import machine_findings
 from lplgrad_backend.doctor.reading import MachineReading, read_machine, storage_kind
 from lplgrad_backend.errors import SettingsError, StoreError
-from lplgrad_backend.labelstudio.ringing import Rung, ring
+from lplgrad_backend.labelstudio.ringing import WEBHOOK_SECONDS, Rung, ring
 from lplgrad_backend.settings import read_settings
 from lplgrad_backend.status import file_lock
 from lplgrad_backend.worker import BEAT_SECONDS, heartbeat_file
 
 BASIC = {"BASIC_AUTH_USER": "label-studio", "BASIC_AUTH_PASS": "a secret word"}
-
-
-class _Listening(BaseHTTPRequestHandler):
-    """A backend that answers every webhook with `server.status`."""
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(self.server.status)  # type: ignore[attr-defined]
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
-
-
-class Patient:
-    """A connected project with one published version, and all that may break."""
-
-    def __init__(self, folder: Path, **environ: str) -> None:
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), _Listening)
-        self.server.status = 201  # type: ignore[attr-defined]
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        known = {"LABEL_STUDIO_URL": "http://127.0.0.1:8080", "LABEL_STUDIO_API_KEY": "f" * 40}
-        self.stage = Stage(folder, tasks=0, **{**known, **environ})
-        self.fake, self.project = self.stage.fake, self.stage.project
-        for number in range(30):
-            path = f"/data/upload/{self.project}/{number}.png"
-            self.fake.uploads[path] = picture(number)
-            self.stage.tasks += self.fake.import_tasks(self.project, [{"data": {"image": path}}])
-        self.stage.label(10)
-        self.stage.look()
-        connect(
-            self.stage.client,
-            self.project,
-            self.url,
-            basic_auth=self.stage.settings.basic_auth,
-            current_version="v1",
-        )
-
-    def findings(self, **options: str) -> dict[str, Finding]:
-        found = examine(self.stage.settings, self.project, options.get("url"), client=self.stage.client)
-        return {finding.hop: finding for finding in found}
-
-    def failures(self, **options: str) -> dict[str, str]:
-        return {hop: one.says for hop, one in self.findings(**options).items() if one.outcome is Outcome.FAILED}
-
-    @property
-    def webhook(self) -> dict[str, object]:
-        return next(iter(self.fake.webhooks.values()))
-
-    @property
-    def backend(self) -> dict[str, object]:
-        return next(iter(self.fake.backends.values()))
-
-    def stop(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-
-def picture(shade: int) -> bytes:
-    content = BytesIO()
-    Image.new("RGB", (8, 8), (shade, 0, 0)).save(content, "PNG")
-    return content.getvalue()
 
 
 @pytest.fixture
@@ -118,7 +50,7 @@ def test_a_healthy_project_passes_every_hop(patient: Patient) -> None:
     assert {hop: (one.outcome, one.says) for hop, one in found.items() if one.outcome is not Outcome.OK} == {}
     assert list(found) == [
         "settings", "queue", "worker", "disk", "device", "label studio", "token",
-        "network settings", "backend address", "ml backend", "webhook", "webhook answer",
+        "network settings", "backend address", "ml backend", "webhook", "webhook answer", "webhook arrival",
         "label config", "images: upload", "rounds", "sampling", "model version", "predictions", "next task",
     ]  # fmt: skip
     lowest = min(patient.stage.unlabelled(), key=lambda task: patient.stage.predictions("v1")[task]["score"])
@@ -168,6 +100,53 @@ def _refuse_webhooks(patient: Patient) -> None:
     patient.server.status = 401  # type: ignore[attr-defined]
 
 
+def _slow_webhooks(patient: Patient) -> None:
+    patient.server.seconds = 1.2 * WEBHOOK_SECONDS  # type: ignore[attr-defined]
+
+
+def _no_way_here(patient: Patient) -> None:
+    patient.reachable = False
+
+
+def _no_save(patient: Patient) -> None:
+    patient.fake.faults = [Fault(f"PATCH /api/projects/{patient.project}", 403, times=9)]
+
+
+def _another_program(patient: Patient) -> None:
+    """Something answers /health there, and knows nothing of Label Studio's."""
+    patient.fake.faults = [Fault("whoami", 404, times=9)]
+
+
+def _tie(patient: Patient) -> None:
+    first, second = sorted(patient.stage.unlabelled())[:2]
+    rows = {row["task"]: row for row in patient.fake.predictions.values()}
+    scores = patient.stage.store.scores(patient.project, "v1")
+    known = {int(task): at for at, task in enumerate(scores.tasks)}
+    for task in patient.add("/data/upload/1/0.png"):  # came later, and was scored like one of the round
+        copy = {**rows[first], "id": 10**6, "task": task, "score": float(scores.scores[known[second]])}
+        patient.fake.predictions[10**6] = copy
+
+
+def _another_first(patient: Patient) -> None:
+    """As Label Studio in which somebody gave a lower task number the same rank."""
+    last = max(patient.stage.unlabelled(), key=lambda task: patient.stage.predictions("v1")[task]["score"])
+    patient.stage.client.first_in_order = lambda project: last  # type: ignore[method-assign]
+
+
+def _image_at(address: str, kind: str) -> Callable[[Patient], object]:
+    def damage(patient: Patient) -> None:
+        patient.add(address)
+        patient.score_new_tasks()
+
+    damage.__name__ = kind
+    return damage
+
+
+def _no_image(patient: Patient) -> None:
+    patient.stage.tasks += patient.fake.import_tasks(patient.project, [{"data": {"text": "no image"}}])
+    patient.score_new_tasks()
+
+
 def _close_network(patient: Patient) -> None:
     patient.fake.refuses = "webhooks"
 
@@ -194,6 +173,17 @@ BROKEN: tuple[tuple[Callable[[Patient], object], set[str], str], ...] = (
     (_fail_webhooks, {"webhook answer"}, "status 500"),
     (_refuse_webhooks, {"webhook answer"}, "turns it away (status 401)"),
     (_silence, {"webhook answer"}, "serve"),
+    (_slow_webhooks, {"webhook answer"}, "and Label Studio waits 1 s"),
+    (_no_way_here, {"webhook arrival"}, "by which Label Studio's machine or container reaches this one"),
+    (_no_save, {"webhook arrival"}, "refused to save the project"),
+    (_tie, {"predictions"}, "the same score as another"),
+    (_another_first, {"next task"}, "which has not the lowest score"),
+    (_image_at("s3://bucket/cat.png", "s3"), {"images: s3"}, "Cloud Storage > Check Connection"),
+    (_image_at("gs://bucket/cat.png", "gs"), {"images: gs"}, "Cloud Storage > Check Connection"),
+    (_image_at("/data/local-files/?d=cat.png", "local"), {"images: local files"}, "LOCAL_FILES_DOCUMENT_ROOT"),
+    (_image_at("http://127.0.0.1:1/cat.png", "http"), {"images: http"}, "LPLGRAD_ALLOW_PRIVATE_IMAGES=true"),
+    (_image_at("ftp://cats.example/cat.png", "ftp"), {"images: ftp"}, "Correct the address"),
+    (_no_image, {"images: no image"}, "Correct the address"),
     (_close_network, {"network settings"}, "SSRF_PROTECTION_ENABLED=false"),
     (_unlearnable, {"label config"}, "Labeling Interface"),
     (_fail_round, {"rounds"}, "The training process ended."),
@@ -233,6 +223,42 @@ def test_a_host_without_a_dot_is_named(patient: Patient) -> None:
 def test_localhost_is_named_when_label_studio_is_elsewhere(make: Callable[..., Patient]) -> None:
     patient = make(LABEL_STUDIO_URL="http://label-studio.example")
     assert "container" in patient.failures()["backend address"]
+
+
+def test_nothing_connected_and_no_address_is_said(patient: Patient) -> None:
+    patient.fake.backends.clear()
+    patient.fake.webhooks.clear()
+    failures = patient.failures()
+    assert "not known, and none is connected. Run: python -m lplgrad_backend connect" in failures["backend address"]
+    assert failures.keys() == {"backend address", "ml backend", "webhook"}
+
+
+def test_an_address_of_another_kind_is_named(patient: Patient) -> None:
+    assert "is no http(s) address" in patient.failures(url="ftp://127.0.0.1:9090")["backend address"]
+
+
+def test_network_settings_are_found_out_behind_a_password_too(make: Callable[..., Patient]) -> None:
+    """With SSRF_PROTECTION_ENABLED=false alone only the row of the ML backend is refused, which holds the password."""
+    patient = make(**BASIC)
+    patient.fake.faults = [Fault("PATCH /api/ml/", 403, times=9)]
+    before = dict(patient.backend)
+    assert "Label Studio refused to say" in patient.findings()["network settings"].says
+    patient.fake.faults = []
+    assert patient.findings()["network settings"].outcome is Outcome.OK
+    assert patient.backend == before
+
+
+def test_something_else_than_label_studio_is_told_from_it(patient: Patient) -> None:
+    _another_program(patient)
+    failures = patient.failures()
+    assert list(failures) == ["label studio"]
+    assert "something else than Label Studio answers at" in failures["label studio"]
+
+
+def test_an_image_of_a_cloud_storage_comes_by_the_resolver(patient: Patient) -> None:
+    [task] = patient.add("s3://bucket/cat.png")
+    patient.fake.redirects[f"/tasks/{task}/resolve"] = "/data/upload/1/0.png"
+    assert patient.findings()["images: s3"].says == f"task {task} downloads and decodes"
 
 
 def test_a_refused_token_stops_at_the_token(patient: Patient) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from lplgrad_backend.labelstudio import LabelStudio
+from lplgrad_backend.labelstudio import LabelStudio, backend_fields
 from lplgrad_backend.publication import SAMPLING
 
 TAB = "Most uncertain"
@@ -112,13 +112,8 @@ def _backend_steps(state: State, wanted: Wanted) -> Iterator[Step]:
 
 
 def _backend_fields(wanted: Wanted) -> dict[str, Any]:
-    fields: dict[str, Any] = {"url": wanted.url, "project": wanted.project}
-    if wanted.extra_params is not None:
-        fields["extra_params"] = wanted.extra_params
-    if wanted.basic_auth is not None:
-        user, password = wanted.basic_auth
-        fields |= {"auth_method": "BASIC_AUTH", "basic_auth_user": user, "basic_auth_pass": password}
-    return fields
+    fields = backend_fields(wanted.project, wanted.url, wanted.basic_auth)
+    return fields if wanted.extra_params is None else fields | {"extra_params": wanted.extra_params}
 
 
 def _is_sound(row: Row, wanted: Wanted) -> bool:

@@ -3,7 +3,8 @@
 Everything is read first (reading.py), then decided purely (machine.py, wiring.py, order.py). Annotators notice nothing:
 the next task is told from Label Studio's own order of scores, since asking for it would lock it for the token's user.
 What is written: the event PROJECT_UPDATED is sent to the backend, whose worker at most looks once more; the webhook and
-the ML backend are saved as they are, since Label Studio looks at an address only then.
+the ML backend are saved as they are, since Label Studio looks at an address only then; and so is the project, since Label
+Studio sends a webhook only then.
 """
 
 from __future__ import annotations

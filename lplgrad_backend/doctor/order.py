@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from lplgrad_backend.connection.plan import State
@@ -122,17 +123,21 @@ def _predictions(settings: Settings, reading: ProjectReading, scored: Scored) ->
             "For a new version: Settings > Model > Start Training.",
             project,
         )
-    readable = [score for score in scores.values() if score < LAST_IN_LINE]
-    ties = len(readable) - len(set(readable))
-    if ties > len(readable) // 2:
+    tied = _tied(scores)
+    if tied:
         return failed(
             hop,
-            f"{ties} of {len(readable)} scores repeat another, so most of the order is arbitrary. Are most images the "
-            "same? If not: Settings > Model > Start Training.",
+            f"{len(tied)} have the same score as another, so which comes first is arbitrary, among them task {tied[0]}. "
+            "For a new order: Settings > Model > Start Training.",
             project,
         )
-    tied = f", {ties} the same as another's (the same image twice?)" if ties else ", all different"
-    return ok(hop, f"{len(scores)} unlabelled tasks have a score{tied}", project)
+    return ok(hop, f"{len(scores)} unlabelled tasks have a score, all different", project)
+
+
+def _tied(scores: Mapping[int, float]) -> list[int]:
+    """Tasks whose score another one has; those whose image cannot be read share the last place."""
+    times = Counter(score for score in scores.values() if score < LAST_IN_LINE)
+    return sorted(task for task, score in scores.items() if times[score] > 1)
 
 
 def _not_as_published(reading: ProjectReading, scores: Mapping[int, float]) -> list[int]:

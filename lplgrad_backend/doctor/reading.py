@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from lplgrad_backend.errors import ImageError, LabelConfigError, LPLGradError
 from lplgrad_backend.images import ImageLimits, Images
 from lplgrad_backend.jobs import Jobs, open_queue
 from lplgrad_backend.labeling import Labeling, image_uri, parse_label_config
-from lplgrad_backend.labelstudio import LabelStudio
+from lplgrad_backend.labelstudio import LabelStudio, backend_fields
 from lplgrad_backend.labelstudio.ringing import Rung, ring
 from lplgrad_backend.preparation import device_of
 from lplgrad_backend.served import served
@@ -26,6 +27,7 @@ from lplgrad_backend.store import Manifest, PoolScores, Store
 from lplgrad_backend.worker import worker_is_at_work
 
 Read = TypeVar("Read")
+ARRIVAL_SECONDS = 3.0  # more than Label Studio waits for an answer
 SIDE = 32  # of the images that are looked at; any will do
 
 
@@ -67,6 +69,13 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Arrival:
+    """A webhook that Label Studio itself was made to send: after how long this backend had it; None: it never had."""
+
+    seconds: float | None
+
+
+@dataclass(frozen=True)
 class ProjectReading:
     """A project: what Label Studio says, and what is on this disk.
 
@@ -74,7 +83,8 @@ class ProjectReading:
         state: what is connected, or why that cannot be told.
         url: address of this backend as Label Studio reaches it; empty if nothing is connected and none is set.
         network: whether Label Studio takes webhooks to it (None), its refusal, or "" when that was not asked.
-        rung: how the webhook was answered; None without a webhook.
+        rung: how the webhook was answered from here; None without a webhook.
+        arrival: of Label Studio's own; None where it was not made to send one, or its refusal.
         labeling: of the label config.
         images: storage kind -> an image of that kind.
         served: the version that people should be served (served.py): the newest, unless held back or rolled back.
@@ -86,6 +96,7 @@ class ProjectReading:
     url: str
     network: LPLGradError | str | None
     rung: Rung | None
+    arrival: Arrival | LPLGradError | None
     labeling: Labeling | LabelConfigError | None
     images: Mapping[str, ImageReading]
     served: Manifest | None
@@ -122,6 +133,7 @@ def read_project(settings: Settings, client: LabelStudio, project: int, url: str
     known = state if isinstance(state, State) else None
     address = (url or (_connected(known, settings) if known else "")).rstrip("/")
     labeling = _labeling(known.project, statuses.control(project)) if known else None
+    rung = _rung(known, project, address) if known and address else None
     scored, images = None, dict[str, ImageReading]()
     if known is not None:
         tasks = _or_error(lambda: list(client.unlabelled_scores(project)))
@@ -133,8 +145,9 @@ def read_project(settings: Settings, client: LabelStudio, project: int, url: str
         project=project,
         state=state,
         url=address,
-        network=_network(client, project, known, address) if known and address else "",
-        rung=_rung(known, project, address) if known and address else None,
+        network=_network(settings, client, project, known, address) if known and address else "",
+        rung=rung,
+        arrival=_arrival(client, statuses, known, project, address) if known and rung and rung.heard else None,
         labeling=labeling,
         images=images,
         served=shown,
@@ -157,7 +170,9 @@ def webhooks_to(state: State, url: str) -> list[Row]:
     return [row for row in state.webhooks if row["url"].rstrip("/") == f"{url}/webhook"]
 
 
-def _network(client: LabelStudio, project: int, state: State, url: str) -> LPLGradError | str | None:
+def _network(
+    settings: Settings, client: LabelStudio, project: int, state: State, url: str
+) -> LPLGradError | str | None:
     """Label Studio looks at an address when a webhook is saved, so saving what is there asks it (facts, 1)."""
     if not is_dotted(url):
         return ""
@@ -173,12 +188,34 @@ def _network(client: LabelStudio, project: int, state: State, url: str) -> LPLGr
             for row in client.webhooks(project):
                 if row["url"] == hook and not row["is_active"]:
                     client.delete_webhook(row["id"])
-        # one with a password is not saved without it, and so not asked
-        if backend is not None and backend["state"] == "CO" and backend.get("auth_method") != "BASIC_AUTH":
-            client.update_ml_backend(backend["id"], {"url": backend["url"], "project": project})
+        if backend is not None and backend["state"] == "CO" and _may_be_saved(backend, settings):
+            client.update_ml_backend(backend["id"], backend_fields(project, backend["url"], settings.basic_auth))
 
     answer = _or_error(ask)
     return answer if isinstance(answer, LPLGradError) else None
+
+
+def _may_be_saved(backend: Row, settings: Settings) -> bool:
+    """Label Studio tries the connection with what is saved: a row with a password needs it, one without must get none."""
+    user = settings.basic_auth[0] if settings.basic_auth else None
+    return bool((backend.get("basic_auth_user") if backend.get("auth_method") == "BASIC_AUTH" else None) == user)
+
+
+def _arrival(
+    client: LabelStudio, statuses: StatusFolder, state: State, project: int, url: str
+) -> Arrival | LPLGradError | None:
+    """Saving a project with nothing changed makes Label Studio send its webhooks (facts, 3); the backend notes it."""
+    if not any(row["is_active"] for row in webhooks_to(state, url)):
+        return None
+    before, started = statuses.heard(project), time.perf_counter()
+    answer = _or_error(lambda: client.update_project(project))
+    if isinstance(answer, LPLGradError):
+        return answer
+    while time.perf_counter() - started < ARRIVAL_SECONDS:
+        if statuses.heard(project) != before:
+            return Arrival(time.perf_counter() - started)
+        time.sleep(0.05)
+    return Arrival(None)
 
 
 def _rung(state: State, project: int, url: str) -> Rung | None:

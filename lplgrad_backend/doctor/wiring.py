@@ -36,6 +36,7 @@ def wiring_findings(settings: Settings, reading: ProjectReading, state: State) -
     yield _backend(reading, state, wanted)
     yield _webhook(reading, state, wanted)
     yield _trip(reading)
+    yield _arrival(reading)
 
 
 def _network(reading: ProjectReading) -> Finding:
@@ -128,3 +129,20 @@ def _trip(reading: ProjectReading) -> Finding:
             project,
         )
     return ok(hop, f"status {rung.status} in {rung.seconds * 1000:.0f} ms", project)
+
+
+def _arrival(reading: ProjectReading) -> Finding:
+    hop, project, arrival = "webhook arrival", reading.project, reading.arrival
+    if arrival is None:
+        return skipped(hop, "needs an active webhook that is answered", project)
+    if isinstance(arrival, LPLGradError):
+        return failed(hop, f"Label Studio refused to save the project, which would send one: {arrival}", project)
+    if arrival.seconds is None:
+        return failed(
+            hop,
+            f"Label Studio was made to send one, and it did not come, though {reading.url}/webhook answers from here. Give "
+            "the address by which Label Studio's machine or container reaches this one: python -m lplgrad_backend connect "
+            f"--project {project} --url {PLACEHOLDER} (or run the doctor with the MODEL_DIR of the backend that is there).",
+            project,
+        )
+    return ok(hop, f"Label Studio's own came within {arrival.seconds:.1f} s", project)

@@ -280,6 +280,15 @@ class LabelStudio:
         return self._transport.content(path, limit_bytes, elsewhere)
 
 
+def backend_fields(project: int, url: str, basic_auth: tuple[str, str] | None) -> dict[str, Any]:
+    """What every change of an ML backend's row must hold: Label Studio tries the connection with just that."""
+    fields: dict[str, Any] = {"url": url, "project": project}
+    if basic_auth is not None:
+        user, password = basic_auth
+        fields |= {"auth_method": "BASIC_AUTH", "basic_auth_user": user, "basic_auth_pass": password}
+    return fields
+
+
 class _Lacking:
     """Which tasks lack a prediction of a version.
 

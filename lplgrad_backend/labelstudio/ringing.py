@@ -19,6 +19,11 @@ class Rung:
     status: int | None
     seconds: float
 
+    @property
+    def heard(self) -> bool:
+        """Whether it was taken."""
+        return self.status is not None and self.status < 400
+
 
 def ring(url: str, headers: Mapping[str, str], project: int, label_config: str) -> Rung:
     """Send the event that changes nothing: the project was updated, and its label config is what it was.

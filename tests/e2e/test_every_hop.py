@@ -97,7 +97,11 @@ def test_sampling_and_version(
 
 
 def test_webhooks(
-    project: DigitsProject, client: LabelStudio, failures: Callable[..., dict[str, str]], mend: Callable[[], object]
+    project: DigitsProject,
+    client: LabelStudio,
+    failures: Callable[..., dict[str, str]],
+    mend: Callable[[], object],
+    tmp_path: Path,
 ) -> None:
     [webhook] = client.webhooks(project.number)
     client.add_webhook({"project": project.number, "url": webhook["url"], "headers": webhook["headers"]})
@@ -105,6 +109,8 @@ def test_webhooks(
     mend()
     client.update_webhook(client.webhooks(project.number)[0]["id"], {"url": webhook["url"], "headers": {}})
     assert failures().keys() == {"webhook", "webhook answer"}
+    mend()
+    assert failures(MODEL_DIR=str(tmp_path)).keys() == {"worker", "webhook arrival"}  # as if another backend were there
     for row in client.webhooks(project.number):
         client.delete_webhook(row["id"])
     assert failures().keys() == {"webhook"}
