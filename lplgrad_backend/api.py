@@ -11,19 +11,21 @@ import hmac
 import logging
 import time
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import TypeVar
 from wsgiref.types import WSGIApplication
 
 import falcon
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from lplgrad_backend import dashboard
 from lplgrad_backend.backend import MARKS, LPLGradBackend
+from lplgrad_backend.bodies import PredictBody, SetupBody, TrainBody, WebhookBody
 from lplgrad_backend.embedded import EmbeddedWorker
 from lplgrad_backend.errors import LabelConfigError, LPLGradError, RequestError, StoreError
 from lplgrad_backend.labeling import named_control, parse_label_config, project_number
 from lplgrad_backend.logs import note
 from lplgrad_backend.metrics import Metrics
+from lplgrad_backend.openapi import description
 from lplgrad_backend.service import Service
 
 log = logging.getLogger(__name__)
@@ -34,55 +36,6 @@ STATUS: Mapping[type[LPLGradError], str] = {
     StoreError: falcon.HTTP_503,
     LPLGradError: falcon.HTTP_500,
 }
-
-
-def _project(value: object) -> int:
-    try:
-        return project_number(value)
-    except RequestError as error:
-        raise ValueError(str(error)) from error
-
-
-ProjectNumber = Annotated[int, BeforeValidator(_project)]
-
-
-class SetupBody(BaseModel):
-    """`POST /setup`."""
-
-    project: ProjectNumber
-    label_config: str = Field(alias="schema")
-    extra_params: Any = None
-
-
-class Task(BaseModel):
-    """One task of `POST /predict`; what else it carries is not looked at."""
-
-    model_config = ConfigDict(extra="allow")
-
-    id: int | None = None
-    data: dict[str, Any]
-
-
-class PredictBody(BaseModel):
-    """`POST /predict`."""
-
-    tasks: list[Task]
-    project: ProjectNumber
-    label_config: str
-    params: dict[str, Any] | None = None
-
-
-class WebhookBody(BaseModel):
-    """`POST /webhook`: nothing but action and project is used, annotations are read from Label Studio itself."""
-
-    action: str
-    project: dict[str, Any]
-
-
-class TrainBody(BaseModel):
-    """`POST /train` of older Label Studio."""
-
-    project: ProjectNumber
 
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -199,6 +152,13 @@ class MetricsPage:
         response.content_type, response.data = self._metrics.page()
 
 
+class Description:
+    """`GET /openapi.json`: what this app answers, for programs."""
+
+    def on_get(self, request: falcon.Request, response: falcon.Response) -> None:
+        response.media = description()
+
+
 class Gate:
     """Before every request: its size and who asks. After it: how long it took."""
 
@@ -268,6 +228,7 @@ def create_app(service: Service, worker: EmbeddedWorker | None = None) -> WSGIAp
         "/train": Train(service),
         "/versions": Versions(service),
         "/metrics": MetricsPage(metrics),
+        "/openapi.json": Description(),
     }.items():
         app.add_route(path, resource)
     return app

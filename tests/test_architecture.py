@@ -55,7 +55,7 @@ FLOORS = (
     ("doctor",),
     ("backend",),
     ("dashboard", "metrics"),
-    ("embedded", "api", "serving"),
+    ("embedded", "bodies", "openapi", "api", "serving"),
     ("demo",),
     ("cli", "__main__"),
 )
