@@ -24,9 +24,11 @@ demo: .venv/runtime .label-studio/installed ## A real Label Studio with digits t
 test: .venv/development .label-studio/installed ## All tests, those against a real Label Studio included (TESTS=tests/test_x.py for some)
 	$(BIN)/python -m pytest $(TESTS)
 
-check: .venv/development ## ruff, mypy and the architecture test
+check: .venv/development ## ruff, mypy, the architecture test, bandit and pip-audit
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml lplgrad_backend docker _wsgi.py gunicorn.conf.py
+	$(BIN)/python tests/audit.py
 	$(BIN)/python -m pytest --quiet tests/test_architecture.py
 
 benchmark: .venv/development ## Every benchmark, one after the other; takes long, wants an otherwise idle machine

@@ -23,7 +23,7 @@ from test_serving import ROOT, SERVE, address, server
 
 PASSWORD, SIGNATURE, ACCESS = "a-pass-word-of-mine", "a-signature-of-mine", "an-access-token-of-mine"
 USER_IN_ADDRESS, QUERY = "a-user-in-an-address", "a-word-of-a-query"
-NEVER_IMPORTED = ("flask", "werkzeug", "jinja2")  # old ones, which label-studio-ml pins
+NEVER_IMPORTED = ("flask", "werkzeug", "jinja2", "itsdangerous")  # old ones, which label-studio-ml pins
 
 
 @dataclass

@@ -15,6 +15,7 @@ from lplgrad_backend.labelstudio import LabelStudio
 from lplgrad_backend.settings import Settings
 from lplgrad_backend.sources import open_label_studio
 
+EVERYWHERE = "0.0.0.0"  # Label Studio is often in a container or on another machine  # nosec B104
 Host = Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1 lets in this machine alone.")]
 Port = Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)]
 Project = Annotated[int, typer.Option(help="Number of the Label Studio project, as in its address.", min=1)]

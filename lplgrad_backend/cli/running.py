@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lplgrad_backend.cli.options import Host, Port, not_an_argument
+from lplgrad_backend.cli.options import EVERYWHERE, Host, Port, not_an_argument
 from lplgrad_backend.demo import run as demo_run
 from lplgrad_backend.demo.example import make_example
 from lplgrad_backend.logs import start_logging
@@ -17,7 +17,7 @@ from lplgrad_backend.settings import read_settings
 from lplgrad_backend.worker import run_worker
 
 
-def serve(host: Host = "0.0.0.0", port: Port = 9090) -> None:
+def serve(host: Host = EVERYWHERE, port: Port = 9090) -> None:
     """Run the backend: web server, and a worker that trains (not with LPLGRAD_WORKER=external)."""
     serve_app(read_settings(os.environ), host, port)
 

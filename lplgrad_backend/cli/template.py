@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from lplgrad_backend.cli.options import errors_as_sentences
+from lplgrad_backend.cli.options import EVERYWHERE, errors_as_sentences
 from lplgrad_backend.errors import SettingsError
 from lplgrad_backend.serving import serve as serve_app
 from lplgrad_backend.settings import SECRETS, Settings, read_settings
@@ -17,7 +17,7 @@ def start(arguments: Sequence[str]) -> None:
     (label_studio_ml/default_configs/_wsgi.py.tmpl)."""
     options = argparse.ArgumentParser(prog="_wsgi.py", description="LPLgrad active learning for Label Studio.")
     options.add_argument("-p", "--port", type=int, default=9090, help="port to listen on")
-    options.add_argument("--host", default="0.0.0.0", help="address to listen on")
+    options.add_argument("--host", default=EVERYWHERE, help="address to listen on")
     options.add_argument("--with", "--kwargs", dest="settings", metavar="NAME=VALUE", nargs="+", action="extend",
                          default=[], help="settings, by the names in the README's table")  # fmt: skip
     options.add_argument("-d", "--debug", action="store_true", help="the same as --log-level DEBUG")
