@@ -6,7 +6,6 @@ import copy
 import decimal
 import math
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
 import pytest
@@ -293,64 +292,6 @@ def test_no_images_have_no_norms() -> None:
     found = GradientNorms(build(NETWORKS[SIMPLE])).measure(pictures(0))
     assert found.norms.shape == (0,)
     assert gradient_norms(build(NETWORKS[SIMPLE]), pictures(0)).shape == (0,)
-
-
-# Memory and threads
-
-
-@settings(deadline=None, max_examples=20)
-@given(st.integers(1, 2**21), st.integers(1, 9))
-def test_the_budget_changes_nothing(budget: int, count: int) -> None:
-    network, images = build(NETWORKS["dense"]), pictures(count)
-    whole = gradient_norms(network, images, memory_budget=2**40)
-    torch.testing.assert_close(gradient_norms(network, images, memory_budget=budget), whole, rtol=1e-4, atol=1e-7)
-
-
-class Counting(nn.Module):
-    """Notes how many images come at once, and runs out of memory above a number of them."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self.network, self.most, self.seen = build(NETWORKS[SIMPLE]), most, list[int]()
-        self.eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.seen.append(len(images))
-        if len(images) > self.most:
-            raise torch.OutOfMemoryError("no memory for so many")
-        logits: Tensor = self.network(images)
-        return logits
-
-
-def test_the_batch_is_cut_to_the_budget() -> None:
-    network = Counting(most=100)
-    scorer = GradientNorms(network)
-    scorer.measure(pictures(1))
-    [plan] = scorer.plans.values()
-    assert plan is not None
-    network.seen.clear()
-    limited = GradientNorms(network, memory_budget=3 * plan.bytes_per_image)
-    limited.measure(pictures(8))
-    assert network.seen[1:] == [3, 3, 2]  # after the first look at two
-
-
-def test_out_of_memory_halves_the_chunk_and_goes_on() -> None:
-    network = Counting(most=3)
-    found = gradient_norms(network, pictures(11))
-    torch.testing.assert_close(found, gradient_norms(network.network, pictures(11)), rtol=1e-4, atol=1e-7)
-    assert network.seen[1:] == [11, 6, 3, 3, 3, 2]
-    with pytest.raises(torch.OutOfMemoryError):
-        gradient_norms(Counting(most=0), pictures(2))
-
-
-def test_several_threads_may_measure_at_once() -> None:
-    network = build(NETWORKS["two residuals"])
-    batches = [pictures(3, seed=seed) for seed in range(12)]
-    scorer = GradientNorms(network)
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda images: scorer.measure(images).norms, batches))
-    for images, norms in zip(batches, found, strict=True):
-        torch.testing.assert_close(norms, gradient_norms(network, images))
 
 
 # What is refused

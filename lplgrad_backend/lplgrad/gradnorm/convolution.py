@@ -12,6 +12,7 @@ z, since g is 0 where they differ.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from lplgrad_backend.lplgrad.gradnorm.products import (
     depthwise_gradients,
     gram_is_cheaper,
     gram_squares,
-    image_weight_gradient,
+    outer_gram_is_cheaper,
     outer_products,
     outer_squares,
     positions_last,
@@ -47,15 +48,15 @@ class Normalisation:
     gamma_target: Target | None = None
     beta_target: Target | None = None
 
-    @property
+    @cached_property
     def inverse_deviation(self) -> Tensor:
         return torch.rsqrt(self.variance + self.epsilon)
 
-    @property
+    @cached_property
     def scale(self) -> Tensor:
         return self.inverse_deviation if self.gamma is None else self.inverse_deviation * self.gamma
 
-    @property
+    @cached_property
     def shift(self) -> Tensor:
         offset = -self.mean * self.scale
         return offset if self.beta is None else offset + self.beta
@@ -83,18 +84,23 @@ class Convolution:
 
     Args:
         output_kept: y stays as it is until the backward pass, so it may be looked at again.
+        memory_format: x's; the weight takes it on once instead of at every call.
     """
 
     def __init__(
-        self, kernel: Kernel, norm: Normalisation | None, activation: Activation | None, output_kept: bool
-    ) -> None:
+        self, kernel: Kernel, norm: Normalisation | None, activation: Activation | None, output_kept: bool,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:  # fmt: skip
         self.kernel, self.norm, self.activation = kernel, norm, activation
         self.weight, self.bias = kernel.weight, kernel.bias
         if norm is not None:
             shift = norm.shift if self.bias is None else norm.shift + self.bias * norm.scale
             self.weight, self.bias = self.weight * norm.scale.view(-1, 1, 1, 1), shift
+        self.weight = self.weight.contiguous(memory_format=memory_format)
         self.depthwise = kernel.weight.shape[1] == 1 and kernel.window.groups == kernel.weight.shape[0]
-        self.pointwise = kernel.weight.shape[2:] == (1, 1) and kernel.window.plain and kernel.window.groups == 1
+        self.pointwise = (
+            kernel.weight.shape[2:] == (1, 1) and kernel.window.padding == (0, 0) and kernel.window.groups == 1
+        )
         self.needs_output = norm is not None and norm.gamma_target is not None
         self.output_usable = output_kept and (norm is None or norm.invertible())
 
@@ -126,54 +132,50 @@ class Convolution:
 
     def _report(self, tally: Tally, x: Tensor, g: Tensor, z: Tensor | None) -> None:
         total = g.sum((2, 3))  # [N, O]
-        norm, kernel = self.norm, self.kernel
+        norm, kernel, target = self.norm, self.kernel, self.kernel.weight_target
         if norm is not None:
             tally.add(norm.beta_target, total)
         tally.add(kernel.bias_target, total if norm is None else total * norm.scale)
-        if norm is None or norm.gamma_target is None:
-            self._report_weight(tally, x, g, None)
-        elif z is not None and self.output_usable and not self._forms_gradients(x, g):
-            tally.add(norm.gamma_target, _gamma_gradient(norm, g, z, total))
-            self._report_weight(tally, x, g, None)
-        else:
-            inner = torch.empty_like(total)
-            self._report_weight(tally, x, g, inner)
-            offset = -norm.mean if kernel.bias is None else kernel.bias - norm.mean
-            tally.add(norm.gamma_target, (inner + offset * total) * norm.inverse_deviation)
+        x = self._seen(x)
+        gradients = self._gradients(x, g) if self._forms_gradients(x, g, z) else None
+        if target is not None and gradients is None:
+            tally.add_squares(target, self._squares(x, self._scaled(g)))
+        elif target is not None and gradients is not None:
+            tally.add(target, self._weight_gradient(target, gradients))
+        if norm is not None and norm.gamma_target is not None:
+            gamma = _gamma_by_output(norm, g, z, total) if gradients is None else self._gamma(norm, gradients, total)
+            tally.add(norm.gamma_target, gamma)
 
-    def _forms_gradients(self, x: Tensor, g: Tensor) -> bool:
-        if self.depthwise:
+    def _seen(self, x: Tensor) -> Tensor:
+        """The places that a 1x1 kernel looks at."""
+        (down, right) = self.kernel.window.stride
+        return x[:, :, ::down, ::right] if self.pointwise and (down, right) != (1, 1) else x
+
+    def _forms_gradients(self, x: Tensor, g: Tensor, z: Tensor | None) -> bool:
+        """Whether the weight's gradients are formed, or only their norm found."""
+        target = self.kernel.weight_target
+        needs_gamma = self.norm is not None and self.norm.gamma_target is not None
+        if needs_gamma and (z is None or not self.output_usable):
+            return True
+        if target is None:
+            return False
+        if self.depthwise or not target.alone:
             return True
         if self.pointwise:
-            return False
+            return not outer_gram_is_cheaper(g.shape[2] * g.shape[3], self.weight.shape[1], self.weight.shape[0])
         return not gram_is_cheaper(x, g, self.weight, self.kernel.window)
 
-    def _report_weight(self, tally: Tally, x: Tensor, g: Tensor, inner: Tensor | None) -> None:
-        """Also writes <W, G> per output channel to `inner` [N, O]."""
-        target = self.kernel.weight_target
-        if target is None and inner is None:
-            return
-        if target is not None and target.alone and inner is None and not self._forms_gradients(x, g):
-            tally.add_squares(target, self._squares(x, self._scaled(g)))
-        elif (target is None or target.alone) and not self.depthwise:
-            self._report_one_by_one(tally, x, g, inner)
-        else:
-            gradients = self._gradients(x, g)
-            if inner is not None:
-                inner.copy_((gradients * self.kernel.weight).sum((2, 3, 4)))
-            tally.add(target, gradients if self.norm is None else gradients * self.norm.scale.view(-1, 1, 1, 1))
+    def _weight_gradient(self, target: Target, gradients: Tensor) -> Tensor:
+        """With the norm's scale; of a tensor used once, the lengths of its rows will do."""
+        if target.alone:
+            lengths: Tensor = torch.linalg.vector_norm(gradients.flatten(2), dim=2)
+            return lengths if self.norm is None else lengths * self.norm.scale
+        return gradients if self.norm is None else gradients * self.norm.scale.view(-1, 1, 1, 1)
 
-    def _report_one_by_one(self, tally: Tally, x: Tensor, g: Tensor, inner: Tensor | None) -> None:
-        """One image's weight gradient at a time: it never leaves the cache."""
-        squares, rows = [], self.kernel.weight.flatten(1)
-        for n in range(x.shape[0]):
-            gradient = image_weight_gradient(x[n : n + 1], g[n : n + 1], self.weight, self.kernel.window).flatten(1)
-            lengths = torch.linalg.vector_norm(gradient, dim=1)
-            squares.append((lengths if self.norm is None else lengths * self.norm.scale).square().sum())
-            if inner is not None:
-                torch.sum(gradient * rows, dim=1, out=inner[n])
-        if self.kernel.weight_target is not None:
-            tally.add_squares(self.kernel.weight_target, torch.stack(squares))
+    def _gamma(self, norm: Normalisation, gradients: Tensor, total: Tensor) -> Tensor:
+        inner = (gradients * self.kernel.weight).sum((2, 3, 4))
+        offset = -norm.mean if self.kernel.bias is None else self.kernel.bias - norm.mean
+        return (inner + offset * total) * norm.inverse_deviation
 
     def _scaled(self, g: Tensor) -> Tensor:
         return g if self.norm is None else g * self.norm.scale.view(-1, 1, 1)
@@ -186,13 +188,14 @@ class Convolution:
     def _gradients(self, x: Tensor, g: Tensor) -> Tensor:
         shape = self.weight.shape
         if self.depthwise:
-            return depthwise_gradients(x, g, (shape[2], shape[3]), self.kernel.window)
+            return depthwise_gradients(x, g, self.weight, self.kernel.window)
         if self.pointwise:
             return outer_products(positions_last(x), positions_last(g)).view(-1, *shape)
         return weight_gradients(x, g, self.weight, self.kernel.window)
 
 
-def _gamma_gradient(norm: Normalisation, g: Tensor, z: Tensor, total: Tensor) -> Tensor:
+def _gamma_by_output(norm: Normalisation, g: Tensor, z: Tensor | None, total: Tensor) -> Tensor:
+    assert z is not None
     product = (g * z).sum((2, 3))
     if norm.beta is not None:
         product = product - norm.beta * total

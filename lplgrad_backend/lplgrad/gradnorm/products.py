@@ -18,6 +18,10 @@ SHIFT_COST = 12.0
 """Adding one number of a Gram matrix takes as long as this many multiplications inside a matrix product (measured)."""
 
 
+LARGEST_DIRECT_KERNEL = 3
+"""oneDNN has a fast weight gradient for depthwise kernels up to this size (measured: 5x5 takes 8 times as long)."""
+
+
 @dataclass(frozen=True)
 class Window:
     """A convolution's geometry; each pair is (vertical, horizontal)."""
@@ -27,10 +31,15 @@ class Window:
     dilation: tuple[int, int]
     groups: int
 
-    @property
-    def plain(self) -> bool:
-        """Whether a 1x1 kernel with it is a linear layer at every position."""
-        return self.stride == (1, 1) and self.padding == (0, 0)
+
+def channels_last(features: Tensor) -> bool:
+    """Whether channels vary fastest in memory, and nothing else would describe it as well."""
+    return features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
+
+
+def outer_gram_is_cheaper(positions: int, inputs: int, outputs: int) -> bool:
+    """Whether ||sum_p g_p (x) a_p|| costs less from Gram matrices than from the sum itself."""
+    return positions * (inputs + outputs) < inputs * outputs
 
 
 def outer_squares(a: Tensor, g: Tensor) -> Tensor:
@@ -38,7 +47,7 @@ def outer_squares(a: Tensor, g: Tensor) -> Tensor:
     positions, inputs, outputs = a.shape[1], a.shape[2], g.shape[2]
     if positions == 1:
         return a.square().sum((1, 2)) * g.square().sum((1, 2))
-    if positions * (inputs + outputs) < inputs * outputs:
+    if outer_gram_is_cheaper(positions, inputs, outputs):
         return (torch.bmm(a, a.mT) * torch.bmm(g, g.mT)).sum((1, 2))
     lengths: Tensor = torch.linalg.vector_norm(torch.bmm(g.mT, a), dim=(1, 2))
     return lengths.square()
@@ -69,36 +78,39 @@ def weight_gradients(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> Te
     return torch.stack([image_weight_gradient(x_n, g_n, weight, window) for x_n, g_n in images])
 
 
-def depthwise_gradients(x: Tensor, g: Tensor, kernel: tuple[int, int], window: Window) -> Tensor:
-    """The same for one input channel per group: each channel's input, convolved with its gradient as the filter."""
+def depthwise_gradients(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> Tensor:
+    """The same for one input channel per group.
+
+    Each channel's input, convolved with its gradient as the filter. Where channels come last in memory that takes a
+    copy, and small kernels are cheaper image by image.
+    """
     images, channels = g.shape[:2]
+    height, width = weight.shape[2:]
+    if channels_last(x) and max(height, width) <= LARGEST_DIRECT_KERNEL:
+        return weight_gradients(x, g, weight, window)
     (top, left), (down, right) = window.padding, window.stride
     planes = x.reshape(1, images * channels, *x.shape[2:])
     filters = g.reshape(images * channels, 1, *g.shape[2:])
     taps = F.conv2d(planes, filters, None, window.dilation, (top, left), (down, right), images * channels)
-    return taps[:, :, : kernel[0], : kernel[1]].reshape(images, channels, 1, *kernel)
+    return taps[:, :, :height, :width].reshape(images, channels, 1, height, width)
 
 
 def gram_is_cheaper(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> bool:
     """Whether the two Gram matrices of a convolution cost less than its weight gradients."""
     outputs, inputs, height, width = weight.shape
-    positions = g.shape[2] * g.shape[3]
-    padded = (x.shape[2] + 2 * window.padding[0]) * (x.shape[3] + 2 * window.padding[1])
-    products = positions**2 * outputs + padded**2 * inputs * window.groups
+    positions, pixels = g.shape[2] * g.shape[3], x.shape[2] * x.shape[3]
+    products = positions**2 * outputs + pixels**2 * inputs * window.groups
     sums = SHIFT_COST * (height + width) * positions**2 * window.groups
     return products + sums < 1.2 * positions * outputs * inputs * height * width
 
 
 def gram_squares(x: Tensor, g: Tensor, kernel: tuple[int, int], window: Window) -> Tensor:
     """||G_n||^2 of a convolution [N]: the Gram matrix of its windows is that of its pixels, summed along the kernel."""
-    images, groups = x.shape[0], window.groups
-    (top, left), (height, width) = window.padding, g.shape[2:]
-    padded = F.pad(x, (left, left, top, top)) if top or left else x
-    rows, columns = padded.shape[2:]
-    pixels = _gram(padded, groups).view(-1, rows, columns, rows, columns)
+    images, groups, (rows, columns), (height, width) = x.shape[0], window.groups, x.shape[2:], g.shape[2:]
+    pixels = _gram(x, groups).view(-1, rows, columns, rows, columns)
     for axis, (count, size) in enumerate(((kernel[0], height), (kernel[1], width)), start=1):
         pixels = _sum_along_kernel(pixels, axis, count, size, window)
-    product = pixels.reshape(-1, height * width, height * width) * _gram(g, groups)
+    product = pixels.view(-1, height * width, height * width) * _gram(g, groups)
     return product.sum((1, 2)).view(images, groups).sum(1)
 
 
@@ -109,12 +121,23 @@ def _gram(features: Tensor, groups: int) -> Tensor:
 
 
 def _sum_along_kernel(pixels: Tensor, axis: int, count: int, size: int, window: Window) -> Tensor:
-    """Sum of the diagonal shifts of a Gram matrix [M, H, W, H, W] along one axis of the image."""
-    stride, dilation = window.stride[axis - 1], window.dilation[axis - 1]
-    total: Tensor | None = None
+    """Sum of the diagonal shifts of a Gram matrix [M, H, W, H, W] along one axis of the image; H or W becomes `size`.
+    The zeros around an image add nothing."""
+    stride, pixel_count = window.stride[axis - 1], pixels.shape[axis]
+    shape = [*pixels.shape]
+    shape[axis] = shape[axis + 2] = size
+    total = pixels.new_zeros(shape)
     for tap in range(count):
-        places = slice(tap * dilation, tap * dilation + stride * (size - 1) + 1, stride)
-        part = pixels[:, places, :, places] if axis == 1 else pixels[:, :, places, :, places]
-        total = part if total is None else total + part
-    assert total is not None
+        offset = tap * window.dilation[axis - 1] - window.padding[axis - 1]
+        first, last = max(0, -(offset // stride)), min(size - 1, (pixel_count - 1 - offset) // stride)
+        if first <= last:
+            start = first * stride + offset
+            _diagonal(total, axis, slice(first, last + 1)).add_(
+                _diagonal(pixels, axis, slice(start, last * stride + offset + 1, stride))
+            )
     return total
+
+
+def _diagonal(pixels: Tensor, axis: int, places: slice) -> Tensor:
+    """The same places along an image's axis, in both of a Gram matrix's pixels."""
+    return pixels[:, places, :, places] if axis == 1 else pixels[:, :, places, :, places]

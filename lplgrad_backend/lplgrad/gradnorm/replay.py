@@ -79,24 +79,28 @@ class Replay(TorchFunctionMode):
             return result
         if use.kind is Kind.ATTENTION:
             return self._attention(at, args)
-        leaves, _ = calls.flattened(args, kwargs)
-        weights = (id(one) for n, one in enumerate(leaves) if isinstance(one, Tensor) and n not in use.inputs)
-        place = (at, *weights)
+        # most calls take the images' tensor first, and nothing in lists
+        leaves = args if use.inputs == (0,) else calls.flattened(args, kwargs)[0]
+        inputs = [leaves[n] for n in use.inputs]
+        ours = {id(one) for one in inputs}
+        place = (at, *(id(one) for one in calls.tensors_in(args, kwargs) if id(one) not in ours))
         rule = self.rules.get(place) or self._rule(use, args, kwargs)
         if all(isinstance(key, str) for key in use.keys):
             self.rules[place] = rule
-        return self._through(rule, use.keys, *(leaves[n] for n in use.inputs))
+        return self._through(rule, use.keys, *inputs)
 
     def _through(self, rule: Rule, keys: Sequence[Key], *inputs: Tensor) -> Tensor:
         return through(rule, self.tally, self.anchor if keys else None, *inputs)
 
     def _target(self, tensor: Tensor | None) -> Target | None:
-        if tensor is None:
-            return None
+        key = None if tensor is None else self._key(tensor)
+        return None if key is None else Target(key, key in self.plan.alone)
+
+    def _key(self, tensor: Tensor | None) -> Key | None:
         key: Key | None = self.names.get(id(tensor))
         if key is None and id(tensor) in self.derived:
             key = self.derived[id(tensor)][0]
-        return None if key is None else Target(key, key in self.plan.alone)
+        return key
 
     def _rule(self, use: Use, args: calls.Args, kwargs: calls.Kwargs) -> Rule:
         if use.kind is Kind.SITE:
@@ -141,7 +145,7 @@ class Replay(TorchFunctionMode):
         return output.transpose(0, 1), None
 
     def _keys(self, *tensors: Tensor | None) -> tuple[Key, ...]:
-        return tuple(target.key for target in map(self._target, tensors) if target is not None)
+        return tuple(key for key in map(self._key, tensors) if key is not None)
 
     def _linear(self, weight: Tensor, bias: Tensor | None) -> layers.Linear:
         return layers.Linear(weight.detach(), _cut(bias), self._target(weight), self._target(bias))
@@ -156,7 +160,7 @@ class Replay(TorchFunctionMode):
         window = Window(_pair(stride), _padding(padding, weight, _pair(dilation)), _pair(dilation), groups)
         kernel = Kernel(weight.detach(), _cut(bias), window, self._target(weight), self._target(bias))
         norm = self._normalisation(*use.norm[0], **use.norm[1]) if use.norm else None
-        return Convolution(kernel, norm, use.activation, use.output_kept)
+        return Convolution(kernel, norm, use.activation, use.output_kept, self.plan.memory_format)
 
     def _normalisation(
         self, input: Tensor | None, mean: Tensor, variance: Tensor, weight: Tensor | None = None,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lplgrad_backend.errors import NonFiniteScore
 from lplgrad_backend.lplgrad.gradnorm import calls, fallback
 from lplgrad_backend.lplgrad.gradnorm.entropy import entropy_gradient
+from lplgrad_backend.lplgrad.gradnorm.products import channels_last
 from lplgrad_backend.lplgrad.gradnorm.replay import Replay, Rules, pull_back, unit_seeds
 from lplgrad_backend.lplgrad.gradnorm.tally import Tally
 from lplgrad_backend.lplgrad.gradnorm.trace import Kind, Plan, Unproved, trace
@@ -122,7 +123,7 @@ class GradientNorms:
         return max(1, self.memory_budget // plan.bytes_per_image) if plan else fallback.MAPPED_IMAGES
 
     def _plan(self, images: Tensor) -> Plan | None:
-        key = (images.shape[1:], images.dtype, images.device)
+        key = _key(images)
         if key not in self.plans:
             try:
                 self.plans[key] = trace(self.model, images)
@@ -149,7 +150,7 @@ class GradientNorms:
             try:
                 return self._by_rules(plan, images, rules)
             except Unproved as reason:
-                self._give_up((images.shape[1:], images.dtype, images.device), reason)
+                self._give_up(_key(images), reason)
         try:
             return fallback.mapped(self.model, images, self.parameters, self.multiple, self.temperatures)
         except (RuntimeError, ValueError):
@@ -158,10 +159,11 @@ class GradientNorms:
     def _by_rules(self, plan: Plan, images: Tensor, rules: Rules) -> fallback.Answer:
         names = {id(one): name for name, one in self.parameters.items()}
         anchor = torch.zeros((), device=images.device, requires_grad=True)
+        arranged = images.contiguous(memory_format=plan.memory_format)
         tally = Tally(len(images))
         replay = Replay(plan, names, rules, tally, anchor)
         with torch.enable_grad(), replay:
-            logits = self.model(images)
+            logits = self.model(arranged)
         levels = []
         for temperature in self.temperatures:
             seeds, scales = unit_seeds(entropy_gradient(logits, self.multiple, temperature))
@@ -174,13 +176,17 @@ class GradientNorms:
         return logits.detach(), torch.stack(levels)
 
 
+def _key(images: Tensor) -> tuple[object, ...]:
+    """What a plan depends on."""
+    return images.shape[1:], images.dtype, images.device, channels_last(images)
+
+
 def _refuse_training(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if module.training:
-            where = name or type(model).__name__
-            raise ValueError(
-                f"{where} is in training mode: call eval() first, or BatchNorm and Dropout falsify the norms."
-            )
+    if not any(module.training for module in model.modules()):
+        return
+    name = next(name for name, module in model.named_modules() if module.training)
+    where = name or type(model).__name__
+    raise ValueError(f"{where} is in training mode: call eval() first, or BatchNorm and Dropout falsify the norms.")
 
 
 def _check_finite(logits: Tensor, tensors: Tensor, start: int) -> None:

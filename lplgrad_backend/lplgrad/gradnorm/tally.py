@@ -56,18 +56,14 @@ class Tally:
 
     def table(self, names: Iterable[str], scales: Tensor) -> Tensor:
         """Norms of these parameters, times the images' scales [N]: float64 [N, T]. 0 where no gradient arrived."""
-        columns = [self._norms(name) for name in names]
-        zeros = torch.zeros_like(scales)
-        if not columns:
-            return zeros.new_zeros(len(zeros), 0)
-        return torch.stack([zeros if column is None else column * scales for column in columns], 1)
-
-    def _norms(self, key: Key) -> Tensor | None:
+        names = list(names)
+        if not names:
+            return scales.new_zeros(len(scales), 0)
+        squares = self.squares | {key: squared_norms(gradient) for key, gradient in self.gradients.items()}
+        nothing = torch.zeros(len(scales), device=scales.device)
+        columns = torch.stack([squares.get(name, nothing) for name in names], 1)
         # rounding may leave a square just below zero
-        squares = self.squares.get(key)
-        if key in self.gradients:
-            squares = squared_norms(self.gradients[key])
-        return None if squares is None else squares.double().clamp_min(0).sqrt()
+        return columns.double().clamp_min(0).sqrt() * scales.unsqueeze(1)
 
 
 def squared_norms(gradient: Tensor) -> Tensor:
