@@ -27,12 +27,14 @@ class Activation:
     of_output: bool
 
 
-RELU = Activation(torch.relu_, lambda g, y: aten.threshold_backward(g, y, 0.0), of_output=True)
+RELU = Activation(torch.relu_, lambda g, y: aten.threshold_backward.default(g, y, 0.0), of_output=True)
 RELU6 = Activation(
-    lambda z: aten.hardtanh_(z, 0.0, 6.0), lambda g, y: aten.hardtanh_backward(g, y, 0.0, 6.0), of_output=True
+    lambda z: aten.hardtanh_.default(z, 0.0, 6.0),
+    lambda g, y: aten.hardtanh_backward.default(g, y, 0.0, 6.0),
+    of_output=True,
 )
-HARDSWISH = Activation(aten.hardswish, aten.hardswish_backward, of_output=False)
-SILU = Activation(aten.silu, aten.silu_backward, of_output=False)
+HARDSWISH = Activation(aten.hardswish.default, aten.hardswish_backward.default, of_output=False)
+SILU = Activation(aten.silu.default, aten.silu_backward.default, of_output=False)
 
 
 def activation_of(func: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Activation | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -23,13 +23,15 @@ def name_of(func: object) -> str:
     return str(getattr(func, "__name__", func))
 
 
-def tensors_in(args: Args, kwargs: Kwargs) -> Iterator[Tensor]:
+def tensors_in(args: Args, kwargs: Kwargs) -> list[Tensor]:
     """Every tensor among a call's arguments, also inside lists."""
+    found = []
     for one in (*args, *kwargs.values()):
         if isinstance(one, Tensor):
-            yield one
+            found.append(one)
         elif isinstance(one, list | tuple):
-            yield from (inner for inner in one if isinstance(inner, Tensor))
+            found.extend(inner for inner in one if isinstance(inner, Tensor))
+    return found
 
 
 def flattened(args: Args, kwargs: Kwargs) -> tuple[list[Any], Any]:
@@ -65,6 +67,12 @@ def is_self_attention(func: object, args: Args, kwargs: Kwargs) -> bool:
         and all(kwargs.get(name) is None for name in unset)
         and not any(kwargs.get(name, name == "need_weights") for name in off)
     )
+
+
+def is_global_pool(func: object, args: Args, kwargs: Kwargs) -> bool:
+    """An average over all places of [N, C, H, W]."""
+    size = args[1] if len(args) > 1 else kwargs.get("output_size")
+    return func is F.adaptive_avg_pool2d and args[0].dim() == 4 and size in (1, (1, 1), [1, 1])
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -37,7 +37,7 @@ LARGEST_OFFSET = 1e3
 
 
 @dataclass(frozen=True)
-class Normalisation:
+class Statistics:
     """BatchNorm with its running statistics. Vectors of the C channels."""
 
     mean: Tensor
@@ -48,19 +48,20 @@ class Normalisation:
     gamma_target: Target | None = None
     beta_target: Target | None = None
 
-    @cached_property
-    def inverse_deviation(self) -> Tensor:
-        return torch.rsqrt(self.variance + self.epsilon)
+
+class Normalisation:
+    """The same as s x + t, with the values that its tensors have now."""
+
+    def __init__(self, given: Statistics) -> None:
+        self.mean, self.gamma, self.beta, self.epsilon = given.mean, given.gamma, given.beta, given.epsilon
+        self.variance = given.variance
+        self.gamma_target, self.beta_target = given.gamma_target, given.beta_target
+        self.inverse_deviation = torch.rsqrt(given.variance + given.epsilon)
+        self.scale = self.inverse_deviation if given.gamma is None else self.inverse_deviation * given.gamma
+        offset = given.mean * self.scale
+        self.shift = -offset if given.beta is None else given.beta - offset
 
     @cached_property
-    def scale(self) -> Tensor:
-        return self.inverse_deviation if self.gamma is None else self.inverse_deviation * self.gamma
-
-    @cached_property
-    def shift(self) -> Tensor:
-        offset = -self.mean * self.scale
-        return offset if self.beta is None else offset + self.beta
-
     def invertible(self) -> bool:
         """Whether the normalised input can be had back from the output."""
         if self.gamma is None or self.beta is None:
@@ -88,9 +89,10 @@ class Convolution:
     """
 
     def __init__(
-        self, kernel: Kernel, norm: Normalisation | None, activation: Activation | None, output_kept: bool,
+        self, kernel: Kernel, statistics: Statistics | None, activation: Activation | None, output_kept: bool,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:  # fmt: skip
+        norm = None if statistics is None else Normalisation(statistics)
         self.kernel, self.norm, self.activation = kernel, norm, activation
         self.weight, self.bias = kernel.weight, kernel.bias
         if norm is not None:
@@ -102,14 +104,14 @@ class Convolution:
             kernel.weight.shape[2:] == (1, 1) and kernel.window.padding == (0, 0) and kernel.window.groups == 1
         )
         self.needs_output = norm is not None and norm.gamma_target is not None
-        self.output_usable = output_kept and (norm is None or norm.invertible())
+        self.output_kept = output_kept
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """y; x and the tensor that the activation and gamma need."""
         window = self.kernel.window
         z = F.conv2d(inputs[0], self.weight, self.bias, window.stride, window.padding, window.dilation, window.groups)
         if self.activation is None:
-            return z, (inputs[0], z) if self.needs_output and self.output_usable else (inputs[0],)
+            return z, (inputs[0], z) if self.needs_output and self.output_kept else (inputs[0],)
         y = self.activation.apply(z)
         return y, (inputs[0], y if self.activation.of_output else z)
 
@@ -124,7 +126,7 @@ class Convolution:
 
     def _input_gradient(self, x: Tensor, g: Tensor) -> Tensor:
         window = self.kernel.window
-        gradient: Tensor = torch.ops.aten.convolution_backward(
+        gradient: Tensor = torch.ops.aten.convolution_backward.default(
             g, x, self.weight, None, window.stride, window.padding, window.dilation, False, (0, 0), window.groups,
             (True, False, False),
         )[0]  # fmt: skip
@@ -154,12 +156,14 @@ class Convolution:
     def _forms_gradients(self, x: Tensor, g: Tensor, z: Tensor | None) -> bool:
         """Whether the weight's gradients are formed, or only their norm found."""
         target = self.kernel.weight_target
-        needs_gamma = self.norm is not None and self.norm.gamma_target is not None
-        if needs_gamma and (z is None or not self.output_usable):
+        if target is not None and (not target.alone or self._are_gradients_cheaper(x, g)):
             return True
-        if target is None:
+        if self.norm is None or self.norm.gamma_target is None:
             return False
-        if self.depthwise or not target.alone:
+        return z is None or not self.output_kept or not self.norm.invertible
+
+    def _are_gradients_cheaper(self, x: Tensor, g: Tensor) -> bool:
+        if self.depthwise:
             return True
         if self.pointwise:
             return not outer_gram_is_cheaper(g.shape[2] * g.shape[3], self.weight.shape[1], self.weight.shape[0])

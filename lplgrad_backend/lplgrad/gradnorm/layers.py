@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lplgrad_backend.lplgrad.gradnorm.activation import Activation
-from lplgrad_backend.lplgrad.gradnorm.convolution import Normalisation
+from lplgrad_backend.lplgrad.gradnorm.convolution import Normalisation, Statistics
 from lplgrad_backend.lplgrad.gradnorm.products import outer_products, outer_squares
 from lplgrad_backend.lplgrad.gradnorm.tally import Tally, Target
 
@@ -44,9 +44,8 @@ class Linear:
 class BatchNorm:
     """y = activation(s x + t) in evaluation mode:  dH/dbeta = sum g,  dH/dgamma = sum g (x - mean) / deviation."""
 
-    def __init__(self, norm: Normalisation, activation: Activation | None) -> None:
-        self.norm, self.activation = norm, activation
-        self.scale, self.shift = norm.scale, norm.shift
+    def __init__(self, statistics: Statistics, activation: Activation | None) -> None:
+        self.norm, self.activation = Normalisation(statistics), activation
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
         x = inputs[0]
@@ -66,12 +65,23 @@ class BatchNorm:
         if norm.gamma_target is not None:
             inner = _over_positions(g * x)
             tally.add(norm.gamma_target, (inner - norm.mean * total) * norm.inverse_deviation)
-        return (g * self.scale.view(channels) if wanted[0] else None,)
+        return (g * norm.scale.view(channels) if wanted[0] else None,)
 
 
 def _over_positions(values: Tensor) -> Tensor:
     """[N, C, ...] -> [N, C]."""
     return values.sum(tuple(range(2, values.dim()))) if values.dim() > 2 else values
+
+
+class Pool:
+    """y = mean of x over all places, which has no parameters:  dH/dx = g / places at every place."""
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
+        return F.adaptive_avg_pool2d(inputs[0], 1), inputs
+
+    def backward(self, tally: Tally, gradient: Tensor, saved: Saved, wanted: Wanted) -> tuple[Tensor | None, ...]:
+        x = saved[0]
+        return ((gradient / (x.shape[2] * x.shape[3])).expand_as(x),)
 
 
 class Standardised:

@@ -65,7 +65,7 @@ def positions_last(features: Tensor) -> Tensor:
 
 def image_weight_gradient(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> Tensor:
     """The weight gradient of a batch, summed over it; called with one image."""
-    gradient: Tensor = torch.ops.aten.convolution_backward(
+    gradient: Tensor = torch.ops.aten.convolution_backward.default(
         g, x, weight, None, window.stride, window.padding, window.dilation, False, (0, 0), window.groups,
         (False, True, False),
     )[1]  # fmt: skip

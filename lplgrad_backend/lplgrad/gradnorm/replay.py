@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lplgrad_backend.lplgrad.gradnorm import calls, layers
-from lplgrad_backend.lplgrad.gradnorm.convolution import Convolution, Kernel, Normalisation
+from lplgrad_backend.lplgrad.gradnorm.convolution import Convolution, Kernel, Statistics
 from lplgrad_backend.lplgrad.gradnorm.products import Window
 from lplgrad_backend.lplgrad.gradnorm.site import Rule, through
 from lplgrad_backend.lplgrad.gradnorm.tally import Key, Tally, Target
@@ -45,6 +45,12 @@ class Replay(TorchFunctionMode):
             return self._unplanned(func, args, kwargs)
         if use.func != func:
             raise Unproved(f"its {at}th call is now {calls.name_of(func)} instead of {calls.name_of(use.func)}")
+        if use.kind is Kind.SITE and use.inputs == (0,):
+            return self._site(at, use, args, kwargs)
+        if use.kind is Kind.TAKEN and use.norm is None:
+            return args[0]
+        if use.kind is Kind.POOL:
+            return self._through(layers.Pool(), (), args[0])
         self._check_weights(use, args, kwargs)
         return self._planned(at, use, args, kwargs)
 
@@ -79,15 +85,19 @@ class Replay(TorchFunctionMode):
             return result
         if use.kind is Kind.ATTENTION:
             return self._attention(at, args)
-        # most calls take the images' tensor first, and nothing in lists
-        leaves = args if use.inputs == (0,) else calls.flattened(args, kwargs)[0]
-        inputs = [leaves[n] for n in use.inputs]
-        ours = {id(one) for one in inputs}
-        place = (at, *(id(one) for one in calls.tensors_in(args, kwargs) if id(one) not in ours))
-        rule = self.rules.get(place) or self._rule(use, args, kwargs)
-        if all(isinstance(key, str) for key in use.keys):
-            self.rules[place] = rule
-        return self._through(rule, use.keys, *inputs)
+        leaves, _ = calls.flattened(args, kwargs)
+        return self._through(self._rule(use, args, kwargs), use.keys, *(leaves[n] for n in use.inputs))
+
+    def _site(self, at: int, use: Use, args: calls.Args, kwargs: calls.Kwargs) -> Tensor:
+        """The usual case: the images come first, and the same weights have the same rule."""
+        place = (at, *map(id, calls.tensors_in(args[1:], kwargs)))
+        rule = self.rules.get(place)
+        if rule is None:
+            self._check_weights(use, args, kwargs)
+            rule = self._rule(use, args, kwargs)
+            if all(isinstance(key, str) for key in use.keys):
+                self.rules[place] = rule
+        return self._through(rule, use.keys, args[0])
 
     def _through(self, rule: Rule, keys: Sequence[Key], *inputs: Tensor) -> Tensor:
         return through(rule, self.tally, self.anchor if keys else None, *inputs)
@@ -159,17 +169,17 @@ class Replay(TorchFunctionMode):
     ) -> Rule:  # fmt: skip
         window = Window(_pair(stride), _padding(padding, weight, _pair(dilation)), _pair(dilation), groups)
         kernel = Kernel(weight.detach(), _cut(bias), window, self._target(weight), self._target(bias))
-        norm = self._normalisation(*use.norm[0], **use.norm[1]) if use.norm else None
+        norm = self._statistics(*use.norm[0], **use.norm[1]) if use.norm else None
         return Convolution(kernel, norm, use.activation, use.output_kept, self.plan.memory_format)
 
-    def _normalisation(
+    def _statistics(
         self, input: Tensor | None, mean: Tensor, variance: Tensor, weight: Tensor | None = None,
         bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
-    ) -> Normalisation:  # fmt: skip
-        return Normalisation(mean, variance, _cut(weight), _cut(bias), eps, self._target(weight), self._target(bias))
+    ) -> Statistics:  # fmt: skip
+        return Statistics(mean, variance, _cut(weight), _cut(bias), eps, self._target(weight), self._target(bias))
 
     def _batch_norm_rule(self, use: Use, *args: Any, **kwargs: Any) -> Rule:
-        return layers.BatchNorm(self._normalisation(*args, **kwargs), use.activation)
+        return layers.BatchNorm(self._statistics(*args, **kwargs), use.activation)
 
     def _layer_norm_rule(
         self, use: Use, input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None,

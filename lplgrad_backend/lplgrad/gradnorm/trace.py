@@ -42,6 +42,7 @@ class Kind(Enum):
     REPEAT = auto()  # a parameter is repeated for each image
     ATTENTION = auto()  # two sites with the attention between them
     TAKEN = auto()  # nothing: an earlier site did it, the argument is the result
+    POOL = auto()  # an average over all places, whose gradient need not be written out
     SUM = auto()  # an addition in place becomes one that spares its argument
 
 
@@ -110,11 +111,13 @@ class Tracer(TorchFunctionMode):
             result = torch.add(*args, **kwargs)
         else:
             result = func(*args, **kwargs)
+            if calls.is_global_pool(func, args, kwargs):
+                self.uses[at] = Use(func, Kind.POOL)
         self._note(at, func, args, kwargs, result)
         return result
 
     def _note(self, at: int, func: object, args: calls.Args, kwargs: calls.Kwargs, result: Any) -> None:
-        results = list(calls.tensors_in((result,), {}))
+        results = calls.tensors_in((result,), {})
         depends = any(id(one) in self.dependent for one in calls.tensors_in(args, kwargs))
         if calls.works_in_place(func, kwargs) and depends:
             results.append(args[0])
@@ -139,7 +142,7 @@ class Tracer(TorchFunctionMode):
         cut_args, cut_kwargs = calls.restored(cut, spec)
         result = func(*cut_args, **cut_kwargs)
         free = not tracked and inputs != (0,)  # a convolution with weights made from the images, none of them ours
-        if free or not list(calls.tensors_in((result,), {})):
+        if free or not calls.tensors_in((result,), {}):
             return result
         use = Use(func, Kind.SITE, self._keys(tracked), inputs)
         if calls.is_self_attention(func, args, kwargs):
