@@ -181,6 +181,8 @@ class Gate:
     ) -> None:
         seconds = time.perf_counter() - request.context.started
         endpoint = type(resource).__name__.lower() if resource is not None else "unknown"
+        if "error" in request.context:
+            self._metrics.refused(type(request.context.error).__name__)
         self._metrics.answered(endpoint, str(response.status)[:3], seconds)
 
 
@@ -194,18 +196,21 @@ def _is_let_in(header: str | None, expected: tuple[str, str]) -> bool:
 
 
 def _translate(request: falcon.Request, response: falcon.Response, error: LPLGradError, params: object) -> None:
+    request.context.error = error
     response.status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
     response.media = {"error": str(error)}
     log.log(logging.WARNING, "%s %s: %s", request.method, request.path, error)
 
 
 def _unexpected(request: falcon.Request, response: falcon.Response, error: Exception, params: object) -> None:
+    request.context.error = error
     log.error("%s %s", request.method, request.path, exc_info=error)
     response.status = falcon.HTTP_500
     response.media = {"error": "An unexpected error; the backend's log has it."}
 
 
 def _http_error(request: falcon.Request, response: falcon.Response, error: falcon.HTTPError, params: object) -> None:
+    request.context.error = error
     response.status = error.status
     response.set_headers(error.headers or {})
     response.media = {"error": error.description or error.title or str(error.status)}

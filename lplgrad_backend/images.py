@@ -52,6 +52,14 @@ class ImageLimits:
     remembered_bytes: int = 64 * 2**20
 
 
+@dataclass(frozen=True)
+class Lookups:
+    """Images loaded that the cache had, and that it had not."""
+
+    hits: int = 0
+    misses: int = 0
+
+
 class Images:
     """Loads images. Safe for several threads; several processes may use one folder.
 
@@ -68,6 +76,12 @@ class Images:
         self._decoder = Decoder(limits.image_pixels)
         self._cache = ImageCache(folder, limits.cache_bytes)
         self._measured = _Recent(limits.remembered_bytes)
+        self._lookups, self._counting = Lookups(), threading.Lock()
+
+    @property
+    def lookups(self) -> Lookups:
+        """How often the cache had what was loaded, so far."""
+        return self._lookups
 
     def size(self, uri: str, task_id: int | None = None) -> tuple[int, int]:
         """(width, height) in pixels of the upright image.
@@ -150,7 +164,11 @@ class Images:
 
     def _kept(self, place: Place, side: int) -> Pixels | None:
         known = self._cache.known(place.key)
-        return None if known is None else self._cache.pixels(known, side)
+        kept = None if known is None else self._cache.pixels(known, side)
+        with self._counting:
+            so_far = self._lookups
+            self._lookups = Lookups(so_far.hits + (kept is not None), so_far.misses + (kept is None))
+        return kept
 
     def _fresh(self, place: Place, uri: str, side: int) -> Pixels:
         content, known = self._read(place, uri)

@@ -104,14 +104,14 @@ class Learner:
             raise
         except NotLearnable as error:
             log.info("project %d: %s", look.project, error)
-            look.update(phase=Phase.IDLE, due=str(error), last_error=str(error), last_error_at=now())
+            look.failed(error, str(error), due=str(error))
             look.clear_marks()
         except LPLGradError as error:
             log.warning("project %d: %s", look.project, error)
-            look.update(phase=Phase.IDLE, last_error=str(error), last_error_at=now())
-        except Exception:
+            look.failed(error, str(error))
+        except Exception as error:
             log.exception("project %d: unexpected", look.project)
-            look.update(phase=Phase.IDLE, last_error="An unexpected error; the log has it.", last_error_at=now())
+            look.failed(error, "An unexpected error; the log has it.")
 
 
 class _Look:
@@ -152,6 +152,12 @@ class _Look:
             changes["phase_started"] = now()
         self.status = self.status.model_copy(update=changes)
         self.statuses.write(self.status)
+
+    def failed(self, error: Exception, said: str, **changes: Any) -> None:
+        """The look ends with an error, which is counted by its kind."""
+        kind = type(error).__name__
+        errors = {**self.status.errors, kind: self.status.errors.get(kind, 0) + 1}
+        self.update(phase=Phase.IDLE, last_error=said, last_error_at=now(), errors=errors, **changes)
 
     def _go_on(self) -> None:
         """A step is about to begin that need not."""

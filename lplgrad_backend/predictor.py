@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lplgrad_backend.errors import ImageError, StoreError, TrainingError
-from lplgrad_backend.images import Images
+from lplgrad_backend.images import Images, Lookups
 from lplgrad_backend.labeling import Labeling, image_uri, prediction
 from lplgrad_backend.publication import LAST_IN_LINE, UNTRAINED
 from lplgrad_backend.scoring import Scorer, among, load_network
@@ -54,6 +54,11 @@ class Predictor:
         self._settings, self._store, self._images = settings, store, images
         self._loaded: OrderedDict[tuple[int, str], _Loaded] = OrderedDict()
         self._loading = threading.Lock()
+
+    @property
+    def lookups(self) -> Lookups:
+        """How often the image cache had what was predicted."""
+        return self._images.lookups
 
     def version(self, project: int) -> str:
         """Name of the version that people are served, or "untrained"."""

@@ -85,6 +85,7 @@ class ProjectStatus(BaseModel):
     warnings: list[str] = []
     unreadable: dict[int, str] = {}  # task id -> why its image cannot be used; the first UNREADABLE_KEPT
     unreadable_count: int = 0
+    errors: dict[str, int] = {}  # kind of error -> looks that ended in one, ever
 
     @property
     def busy(self) -> bool:

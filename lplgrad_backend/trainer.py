@@ -110,6 +110,7 @@ def run(order: Order, folder: Path, settings: Settings) -> Outcome:
     scored = _score_and_order(sight, sure.temperature, order, folder, labelled, settings, report)
     metrics |= scored.metrics | {"seconds_training": trained_seconds, "seconds": time.monotonic() - started}
     metrics["images_looked_at"] = sight.looked_at
+    metrics |= {"cache_hits": images.lookups.hits, "cache_misses": images.lookups.misses}
     return scored.model_copy(
         update={
             "architecture": network.architecture.as_plain(),

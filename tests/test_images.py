@@ -11,7 +11,7 @@ from fake_label_studio import FakeLabelStudio
 from PIL import Image
 
 from lplgrad_backend.errors import ImageError, ImageUnavailable, ImageUnreadable
-from lplgrad_backend.images import ImageLimits, Images
+from lplgrad_backend.images import ImageLimits, Images, Lookups
 from lplgrad_backend.labelstudio import LabelStudio
 
 
@@ -57,6 +57,7 @@ def test_a_second_round_downloads_nothing(images: Images, fake: FakeLabelStudio,
     np.testing.assert_array_equal(np.stack(first), np.stack(list(again.load_many(items, 16))))
     assert again.size(items[0][1]) == (12, 8)
     assert len(fake.asked) == asked
+    assert (images.lookups, again.lookups) == (Lookups(0, 40), Lookups(40, 0))
     assert again.check() == []
 
 

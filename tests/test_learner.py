@@ -105,6 +105,7 @@ def test_start_training_without_labels_is_answered_in_words(stage: Stage) -> Non
     stage.statuses.set_mark(stage.project, Mark.ROUND)
     status = stage.look()
     assert status.last_error is not None and "2 more class" in status.last_error
+    assert status.errors == {"NotLearnable": 1}
     assert stage.statuses.marks(stage.project) == {}
     stage.label(10)
     assert stage.look().last_error is None

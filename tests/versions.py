@@ -44,6 +44,7 @@ def save_version(
     digests: dict[str, str] | None = None,
     unreadable: dict[int, str] | None = None,
     held_back: str = "",
+    metrics: dict[str, float] | None = None,
     random: Collection[int] | None = None,
     **further: Any,
 ) -> Manifest:
@@ -62,7 +63,7 @@ def save_version(
         "labels": {"cat": 1, "dog": 1},
         "scale": 1.0,
         "newest_task": max((task for task, _ in tasks), default=0),
-        "metrics": {},
+        "metrics": metrics or {},
         "unreadable": unreadable or {},
         "held_back": held_back,
         **further,
