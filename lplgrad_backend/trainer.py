@@ -5,6 +5,7 @@ Speaks with its parent as rounds.py says. It is niced below web and worker, so t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -12,7 +13,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -219,11 +220,23 @@ def _score_and_order(
     outcome, standing = Outcome(ordered_by=wanted.strategy), by_norm(found.measured)
     if found.measured:
         features = sight.features(labelled.images)
-        ordered = order_measured(found.measured, features, multiple, wanted, settings.seed)
+        with _one_thread():
+            ordered = order_measured(found.measured, features, multiple, wanted, settings.seed)
         standing = in_queue(ordered.queue, len(ordered.pool), ordered.random)
         outcome = Outcome(ordered_by=ordered.ordered_by, health=seen_of(ordered.health), warnings=complaints(ordered))
     write_scores(pool_scores(found, standing, len(order.labeling.classes)), folder / SCORES)
     return outcome.model_copy(update={"metrics": {"scale": standing.scale}, "unreadable": found.unreadable})
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Ordering is thousands of small steps: several threads wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def seen_of(health: Health) -> OrderHealth:

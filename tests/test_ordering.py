@@ -13,7 +13,7 @@ from known_pool import alike_pool, random_pool
 
 from lplgrad_backend.lplgrad import acquisition
 from lplgrad_backend.lplgrad.acquisition import STRATEGIES, Queue, scores
-from lplgrad_backend.lplgrad.ordering import SAFE, Acquisition, interleaved, order_pool, random_slots, spearman
+from lplgrad_backend.lplgrad.ordering import SAFE, Acquisition, headed, interleaved, order_pool, random_slots, spearman
 
 values = st.lists(st.integers(-3, 3), min_size=2, max_size=9)
 
@@ -91,6 +91,18 @@ def test_orders_made_with_one_seed_may_draw_differently() -> None:
         for ordered in (order_pool(pool, Acquisition(random_share=0.3, draw=draw), 0) for draw in (0, 1, 1))
     ]
     assert drawn[0] != drawn[1] == drawn[2]
+
+
+@pytest.mark.parametrize("strategy", ["badge", "coreset"])
+@pytest.mark.parametrize("budget", [0, 3, 12, 60])
+def test_what_is_slow_orders_the_head_and_margin_the_rest(strategy: str, budget: int) -> None:
+    pool = random_pool(60)
+    exact, queue = STRATEGIES[strategy](pool, 12, 1), headed(STRATEGIES[strategy], 12)(pool, budget, 1)
+    assert queue.positions[:12].tolist() == exact.positions[:budget].tolist()
+    rest = [at for at in STRATEGIES["margin"](pool, 60, 1).positions.tolist() if at not in exact.positions.tolist()]
+    assert queue.positions[12:].tolist() == rest[: max(0, budget - 12)]
+    assert len(queue.worth) == len(queue.positions) == budget
+    assert (queue.worth.diff() <= 0).all()
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
