@@ -17,6 +17,7 @@
     │   ├── VersionNotFound
     │   └── VersionDamaged
     ├── ProjectBusy                 another process is at the project
+    ├── HoldLost                    another process may be at the project by now
     ├── NotLearnable                there is nothing to train on yet (labels, classes)
     ├── TrainingError               a training run ended without a model
     └── NonFiniteScore              a NaN or infinity appeared while scoring one image
@@ -126,6 +127,10 @@ class VersionDamaged(StoreError):
 
 class ProjectBusy(LPLGradError):
     """Another process trains or publishes the project."""
+
+
+class HoldLost(LPLGradError):
+    """The project is no longer this process's alone: what was begun must not be published."""
 
 
 class NotLearnable(LPLGradError):

@@ -1,8 +1,9 @@
 """The queue between web and worker: a bell per project, a loop that answers it, and a sweep for bells that were lost.
 
 The only file that imports huey. A bell rung twice before it is answered is one job; a bell rung while its job runs is one
-more job. Jobs are answered first come, first served, one round each, so projects take turns. A queue that loses a job
-(its process was killed) costs time alone: the sweep rings for every known project.
+more job. Jobs are answered first come, first served, one round each, so projects take turns. A bell whose project another
+worker is at stays with the worker that took it, which looks as soon as the other lets go, or is gone. A queue that loses a
+job (its process was killed) costs time alone: the sweep rings for every known project.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from huey.serializer import Serializer
 from redis import RedisError
 
 from lplgrad_backend.errors import StoreError
+from lplgrad_backend.locks import open_redis
 
 log = logging.getLogger(__name__)
 Queue: TypeAlias = Huey  # what other modules call it
 IDLE_SECONDS = 0.25
 # what reading a message raises that is not JSON, lacks a field, or names no job of ours
 FOREIGN = (ValueError, RecursionError, KeyError, TypeError, AttributeError, HueyException)
+AGAIN_SECONDS = 1.0  # between looks at a project that another worker is at, and between calls for a queue that is away
 
 
 class JsonSerializer(Serializer):  # type: ignore[misc]
@@ -56,7 +59,10 @@ def open_queue(url: str | None, folder: Path) -> Queue:
     """
     with _errors_of_queue():
         if url is not None:
-            return RedisHuey("lplgrad", url=url, results=False, serializer=JsonSerializer(), blocking=False)
+            pool = open_redis(url).connection_pool
+            return RedisHuey(
+                "lplgrad", connection_pool=pool, results=False, serializer=JsonSerializer(), blocking=False
+            )
         folder.mkdir(parents=True, exist_ok=True)
         return SqliteHuey(
             "lplgrad",
@@ -85,12 +91,16 @@ def memory_queue() -> Queue:
 
 
 class Jobs:
-    """Rings and answers bells. `answer(project)` is called in the process that calls `step`."""
+    """Rings and answers bells. `answer(project)` is called in the process that calls `step`; it returns False when another
+    process is at the project, and is then called again a little later."""
 
-    def __init__(self, queue: Queue, answer: Callable[[int], object]) -> None:
+    def __init__(
+        self, queue: Queue, answer: Callable[[int], object], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._queue = queue
         self._job = queue.task(name="reconcile")(self._run)
-        self._answer = answer
+        self._answer, self._clock = answer, clock
+        self._owed: dict[int, float] = {}  # project -> when to call for it again
 
     def ring(self, project: int) -> None:
         """Ask for a look at the project, unless one is asked for already.
@@ -118,9 +128,19 @@ class Jobs:
             return [task.args[0] for task in self._queue.pending() if _is_bell(task)]
 
     def step(self) -> bool:
-        """Answer one bell. Returns False when there was none. A message that nobody here has sent is dropped."""
+        """Answer one bell. Returns False when there was none. A message that nobody here has sent is dropped.
+
+        Raises:
+            StoreError: the queue cannot be reached.
+        """
+        owed = next((project for project, due in self._owed.items() if due <= self._clock()), None)
+        if owed is not None:
+            self._owed.pop(owed)
+            self._call(owed)
+            return True
         try:
-            task = self._queue.dequeue()
+            with _errors_of_queue():
+                task = self._queue.dequeue()
             if task is None:
                 return False
             self._queue.execute(task)
@@ -131,7 +151,21 @@ class Jobs:
     def _run(self, project: int) -> None:
         # before the answer, so that a bell rung from now on is one more job
         self._queue.delete(_bell(project))
-        self._answer(project)
+        self._owed.pop(project, None)
+        self._call(project)
+
+    def hand_back(self) -> None:
+        """Ring again for the projects that this process still owes a look, since it leaves.
+
+        Raises:
+            StoreError: the queue cannot be reached.
+        """
+        for project in self._owed:
+            self.ring(project)
+
+    def _call(self, project: int) -> None:
+        if self._answer(project) is False:
+            self._owed[project] = self._clock() + AGAIN_SECONDS
 
 
 def _is_bell(task: Any) -> bool:
@@ -150,16 +184,21 @@ def work(
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Answer bells until `stop` is set, and ring for every project that `sweep` names, at start and every so often."""
-    next_sweep = clock()
+    next_sweep, away = clock(), False
     while not stop.is_set():
         try:
             if clock() >= next_sweep:
                 next_sweep = clock() + sweep_seconds
                 for project in sweep():
                     jobs.ring_anew(project)
-            answered = jobs.step()
+            answered, pause, away = jobs.step(), IDLE_SECONDS, False
+        except StoreError as error:
+            if not away:
+                log.warning("%s", error)
+            # what was rung for meanwhile is found by a sweep as soon as there is a queue again
+            answered, pause, away, next_sweep = False, AGAIN_SECONDS, True, clock()
         except Exception:
-            log.exception("the queue could not be read")
-            answered = False
+            log.exception("a look ended unexpectedly")
+            answered, pause = False, IDLE_SECONDS
         if not answered:
-            stop.wait(IDLE_SECONDS)
+            stop.wait(pause)

@@ -21,7 +21,7 @@ from lplgrad_backend.chronicle import Chronicle
 from lplgrad_backend.comparison import compare, split
 from lplgrad_backend.decision import labels_per_class, needs_reading, verdict
 from lplgrad_backend.draft import draft_of
-from lplgrad_backend.errors import LPLGradError, NotLearnable
+from lplgrad_backend.errors import HoldLost, LPLGradError, NotLearnable
 from lplgrad_backend.files import remove_leftovers
 from lplgrad_backend.first_queue import FirstQueue, is_wanted
 from lplgrad_backend.labeling import (
@@ -32,9 +32,10 @@ from lplgrad_backend.labeling import (
     read_annotations,
 )
 from lplgrad_backend.labelstudio import LabelStudio
+from lplgrad_backend.locks import Hold
 from lplgrad_backend.logs import about, current, note
 from lplgrad_backend.notice import Notice
-from lplgrad_backend.rounds import SCORES, WEIGHTS, Order, Outcome, PoolTask, Progress, RoundStopped, run_round
+from lplgrad_backend.rounds import SCORES, WEIGHTS, Order, Outcome, PoolTask, Progress, RoundStopped, Stop, run_round
 from lplgrad_backend.served import served, why_not_newest
 from lplgrad_backend.settings import Settings
 from lplgrad_backend.status import UNREADABLE_KEPT, ColdStart, Mark, Phase, StatusFolder, now
@@ -42,7 +43,7 @@ from lplgrad_backend.store import Manifest, PoolScores, Store, next_version, rea
 from lplgrad_backend.unlabelled import pool_of, unlabelled_tasks
 
 log = logging.getLogger(__name__)
-Heavy = Callable[[Order, Path, Settings, Callable[[Progress], None], threading.Event], Outcome]
+Heavy = Callable[[Order, Path, Settings, Callable[[Progress], None], Stop], Outcome]
 
 
 class Learner:
@@ -63,13 +64,14 @@ class Learner:
     def reconcile(self, project: int, *, rounds: bool = True) -> bool:
         """Look at a project and do what is due. Errors become the project's last error; none is raised.
 
-        Does nothing when another process is at it: that one finds the marks, or the next sweep does.
+        Does nothing when another process is at it, and gives up in the middle when it is told to stop or another may be at
+        it by now: then somebody has to look again later.
 
         Args:
             rounds: whether to train if a round is due, or only to publish what there is.
 
         Returns:
-            Whether the project could be looked at.
+            False if somebody has to look again later.
         """
         with about(project=project, job=current().job or uuid.uuid4().hex[:12], version=None):
             return self._reconcile(project, rounds)
@@ -77,13 +79,16 @@ class Learner:
     def _reconcile(self, project: int, rounds: bool) -> bool:
         if self.label_studio is None:
             log.warning("project %d: LABEL_STUDIO_URL or LABEL_STUDIO_API_KEY is missing: no training", project)
-            return False
+            return True
         try:
-            with self.statuses.lock(project) as ours:
-                if ours:
-                    self._tidy(project)
-                    self._look(_Look(self, self.label_studio, project), rounds)
-                return ours
+            with self.statuses.lock(project) as hold:
+                if hold is None:
+                    return False
+                self._tidy(project)
+                return self._look(_Look(self, self.label_studio, project, hold), rounds)
+        except HoldLost as error:
+            log.warning("project %d: %s", project, error)
+            return False
         except LPLGradError:
             log.exception("project %d: nothing could be written", project)
             return False
@@ -94,11 +99,12 @@ class Learner:
         for name in ("images", "pretrained"):
             remove_leftovers(self.settings.model_dir / name)
 
-    def _look(self, look: _Look, rounds: bool) -> None:
+    def _look(self, look: _Look, rounds: bool) -> bool:
         try:
             look.run(rounds)
         except RoundStopped:
             look.update(phase=Phase.IDLE)
+            return False
         except KeyboardInterrupt:
             look.update(phase=Phase.IDLE)
             raise
@@ -106,20 +112,39 @@ class Learner:
             log.info("project %d: %s", look.project, error)
             look.failed(error, str(error), due=str(error))
             look.clear_marks()
+        except HoldLost:
+            if not look.hold.lost:
+                look.update(phase=Phase.IDLE)
+            raise
         except LPLGradError as error:
             log.warning("project %d: %s", look.project, error)
             look.failed(error, str(error))
         except Exception as error:
             log.exception("project %d: unexpected", look.project)
             look.failed(error, "An unexpected error; the log has it.")
+        return True
+
+
+class _Stopping:
+    """Says that a look is to end: this process does, or the project is no longer its own."""
+
+    def __init__(self, stop: threading.Event, hold: Hold) -> None:
+        self._stop, self._hold = stop, hold
+
+    def is_set(self) -> bool:
+        return self._stop.is_set() or self._hold.lost
+
+    def wait(self, timeout: float) -> bool:
+        return self._hold.lost or self._stop.wait(timeout) or self._hold.lost
 
 
 class _Look:
     """One call of `reconcile`: the project as it stands now, and the steps."""
 
-    def __init__(self, learner: Learner, label_studio: LabelStudio, project: int) -> None:
+    def __init__(self, learner: Learner, label_studio: LabelStudio, project: int, hold: Hold) -> None:
         self.settings, self.store, self.statuses = learner.settings, learner.store, learner.statuses
-        self.stop, self.heavy, self.label_studio, self.project = learner.stop, learner.heavy, label_studio, project
+        self.heavy, self.label_studio, self.project = learner.heavy, label_studio, project
+        self.hold, self.stop = hold, _Stopping(learner.stop, hold)
         self.notice = Notice(label_studio, project, learner.settings)
         self.chronicle = Chronicle(self.store, project)
         self.status = self.statuses.read(project)
@@ -148,6 +173,8 @@ class _Look:
         self.clear_marks()
 
     def update(self, **changes: Any) -> None:
+        if self.hold.lost:
+            self.hold.confirm()  # raises: the status is another's to write by now
         if changes.get("phase", self.status.phase) is not self.status.phase:
             changes["phase_started"] = now()
         self.status = self.status.model_copy(update=changes)
@@ -163,6 +190,7 @@ class _Look:
         """A step is about to begin that need not."""
         if self.stop.is_set():
             raise RoundStopped
+        self.hold.confirm()
 
     def clear_marks(self) -> None:
         self.statuses.clear_marks(self.project, self.marks)
@@ -217,6 +245,7 @@ class _Look:
         newest_task = max((task for task, _ in unlabelled), default=0)
         with self._scratch() as scratch:
             outcome = self.heavy(order, Path(scratch), self.settings, self._progress, self.stop)
+            self.hold.confirm()
             manifest = self._save(order, annotations, outcome, Path(scratch), newest_task)
         note(version=manifest.version)
         self._note_unreadable(outcome.unreadable)
@@ -306,6 +335,7 @@ class _Look:
             self._remove_outdated(row, manifest)
 
     def _point(self, row: Mapping[str, Any], version: str) -> None:
+        self.hold.confirm()
         if self.settings.manage_project:
             if publication.point_project(self.label_studio, row, version):
                 log.info("project %d: Label Studio now serves by %s", self.project, version)
@@ -360,6 +390,7 @@ class _Look:
         keep = self.settings.keep_versions
         present = self.label_studio.model_versions(self.project)
         for version in publication.outdated_versions(present, ours, manifest.version, keep):
+            self.hold.confirm()
             if version != row.get("model_version") or self.settings.manage_project:
                 self.label_studio.delete_model_version(self.project, version)
         for version in ours[: max(0, len(ours) - keep)]:

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -95,6 +95,16 @@ class Failure(BaseModel):
     failure: str
 
 
+class Stop(Protocol):
+    """Says whether a round is to end; an event is one."""
+
+    def is_set(self) -> bool:
+        """Whether it is."""
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until it is, at most so many seconds. Returns whether it is."""
+
+
 class RoundStopped(Exception):
     """The round was asked to stop; nothing is wrong."""
 
@@ -104,7 +114,7 @@ def run_round(
     folder: Path,
     settings: Settings,
     report: Callable[[Progress], None],
-    stop: threading.Event,
+    stop: Stop,
     command: Sequence[str] = TRAINER,
 ) -> Outcome:
     """Run the child to its end. Results are in `folder`; `report` is called with each line of progress.
@@ -112,7 +122,7 @@ def run_round(
     Raises:
         NotLearnable: there is nothing to train on.
         TrainingError: the child ended without a result; the message carries its last words.
-        RoundStopped: `stop` was set.
+        RoundStopped: `stop` said so.
     """
     with _child(command, stop) as child:
         assert child.stdin is not None and child.stdout is not None
@@ -133,7 +143,7 @@ def _hint(status: int) -> str:
 
 
 @contextlib.contextmanager
-def _child(command: Sequence[str], stop: threading.Event) -> Iterator[subprocess.Popen[bytes]]:
+def _child(command: Sequence[str], stop: Stop) -> Iterator[subprocess.Popen[bytes]]:
     # a process group of its own: the terminal's Ctrl-C asks the parent, which ends the child in order
     child = subprocess.Popen(
         command,
@@ -153,7 +163,7 @@ def _child(command: Sequence[str], stop: threading.Event) -> Iterator[subprocess
         watcher.join()
 
 
-def _end_on_stop(child: subprocess.Popen[bytes], stop: threading.Event, ended: threading.Event) -> None:
+def _end_on_stop(child: subprocess.Popen[bytes], stop: Stop, ended: threading.Event) -> None:
     while not ended.is_set():
         if stop.wait(0.2):
             end_process(child)

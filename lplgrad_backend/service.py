@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from lplgrad_backend.jobs import Jobs, Queue, open_queue
 from lplgrad_backend.labelstudio import LabelStudio
 from lplgrad_backend.learner import Learner
+from lplgrad_backend.locks import open_locks
 from lplgrad_backend.predictor import Predictor
 from lplgrad_backend.settings import Settings, read_settings
 from lplgrad_backend.sources import open_images, open_label_studio
@@ -41,7 +42,7 @@ class Service:
 
 def build_service(settings: Settings, queue: Queue | None = None) -> Service:
     """Join the parts. Opens the queue; touches nothing else yet."""
-    store, statuses = Store(settings.model_dir), StatusFolder(settings.model_dir)
+    store, statuses = Store(settings.model_dir), StatusFolder(settings.model_dir, open_locks(settings))
     label_studio = open_label_studio(settings)
     learner = Learner(settings, store, statuses, label_studio)
     return Service(

@@ -183,6 +183,11 @@ class Settings(BaseModel):
         pattern=r"^(rediss?|unix)://",
         description="`redis://…` shares the queue; empty: a file in MODEL_DIR.",
     )
+    lock_seconds: Annotated[int, Field(ge=2, le=3600)] = Field(
+        30,
+        alias="LPLGRAD_LOCK_SECONDS",
+        description="On a shared queue: after how long a worker that is cut off or gone loses its project to another.",
+    )
     sweep_seconds: Count = Field(
         120, alias="LPLGRAD_SWEEP_SECONDS", description="How often every known project is looked at without an event."
     )

@@ -7,9 +7,8 @@ a mark says "look again" and survives a crash, so a request is never lost betwee
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import uuid
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lplgrad_backend.errors import StoreError
 from lplgrad_backend.files import write_whole
+from lplgrad_backend.locks import FileLocks, Hold, Locks
 
 UNREADABLE_KEPT = 200
 
@@ -94,10 +94,11 @@ class ProjectStatus(BaseModel):
 
 
 class StatusFolder:
-    """The status, marks and lock of every project below one folder."""
+    """The status, marks and lock of every project below one folder. `locks`: files in it unless given."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, locks: Locks | None = None) -> None:
         self.folder = folder
+        self._locks = locks or FileLocks(folder)
 
     def read(self, project: int) -> ProjectStatus:
         """The project's status; a fresh one if there is none or it cannot be read."""
@@ -169,15 +170,13 @@ class StatusFolder:
             if self.marks(project).get(mark) == token:
                 self._file(project, f"mark.{mark.value}").unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def lock(self, project: int) -> Iterator[bool]:
-        """Yields whether the project is now ours alone. The lock dies with its holder."""
-        with file_lock(self._file(project, "lock")) as ours:
-            yield ours
+    def lock(self, project: int) -> AbstractContextManager[Hold | None]:
+        """Take the project for this process alone, or None when another has it."""
+        return self._locks.hold(project)
 
     def at_work(self, project: int) -> bool:
         """Whether a process holds the project's lock; a status that says busy without one was left by a killed process."""
-        return is_locked(self._file(project, "lock"))
+        return self._locks.held(project)
 
     def _file(self, project: int, name: str) -> Path:
         return self.folder / str(int(project)) / name
@@ -189,41 +188,6 @@ class StatusFolder:
             write_whole(file, content.encode(), durable=False)  # a lost hint or status costs a look, not data
         except OSError as error:
             raise StoreError(f"{name} of project {project} cannot be written below MODEL_DIR: {error}") from error
-
-
-@contextlib.contextmanager
-def file_lock(path: Path) -> Iterator[bool]:
-    """Yields whether the lock at `path` is now held by this process; the kernel frees it when the process ends.
-
-    Raises:
-        StoreError: the lock's file cannot be made.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    except OSError as error:
-        raise StoreError(f"{path.name} cannot be made below MODEL_DIR: {error}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
-def is_locked(path: Path) -> bool:
-    """Whether some process holds the lock at `path`. Several may ask at once without taking each other for its holder."""
-    try:
-        file = path.open("rb")
-    except OSError:
-        return False
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def now() -> datetime:

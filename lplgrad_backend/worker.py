@@ -10,20 +10,21 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from lplgrad_backend.errors import LPLGradError
+from lplgrad_backend.errors import LPLGradError, StoreError
 from lplgrad_backend.files import keep_private
 from lplgrad_backend.jobs import Jobs, open_queue, work
-from lplgrad_backend.learner import Learner
+from lplgrad_backend.learner import Heavy, Learner
+from lplgrad_backend.locks import file_lock, is_locked, open_locks
 from lplgrad_backend.logs import start_logging
-from lplgrad_backend.rounds import leave_with_parent
+from lplgrad_backend.rounds import leave_with_parent, run_round
 from lplgrad_backend.settings import Settings, read_settings
 from lplgrad_backend.sources import open_label_studio
-from lplgrad_backend.status import Mark, StatusFolder, file_lock, is_locked
+from lplgrad_backend.status import Mark, StatusFolder
 from lplgrad_backend.store import Store
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ SETTINGS_BY_PIPE = "-"  # the argument with which settings come as a line of JSO
 LOCK = "worker.lock"
 
 
-def run_worker(settings: Settings, lifeline: IO[bytes] | None = None) -> None:
+def run_worker(settings: Settings, lifeline: IO[bytes] | None = None, heavy: Heavy = run_round) -> None:
     """Work until SIGTERM, SIGINT or the end of `lifeline`. On a file queue, wait first until no other worker holds the
     folder.
 
@@ -51,7 +52,7 @@ def run_worker(settings: Settings, lifeline: IO[bytes] | None = None) -> None:
     while not stop.is_set():
         with file_lock(settings.model_dir / LOCK) as ours:
             if ours or settings.queue_url is not None:
-                _work(settings, stop)
+                _work(settings, stop, heavy)
                 return
         if not waiting:
             log.info("another worker is at %s; waiting for its end", settings.model_dir)
@@ -59,9 +60,9 @@ def run_worker(settings: Settings, lifeline: IO[bytes] | None = None) -> None:
         stop.wait(PATIENCE_SECONDS)
 
 
-def _work(settings: Settings, stop: threading.Event) -> None:
-    store, statuses = Store(settings.model_dir), StatusFolder(settings.model_dir)
-    learner = Learner(settings, store, statuses, open_label_studio(settings), stop)
+def _work(settings: Settings, stop: threading.Event, heavy: Heavy) -> None:
+    store, statuses = Store(settings.model_dir), StatusFolder(settings.model_dir, open_locks(settings))
+    learner = Learner(settings, store, statuses, open_label_studio(settings), stop, heavy)
     jobs = Jobs(open_queue(settings.queue_url, settings.model_dir), learner.reconcile)
 
     def known_projects() -> list[int]:
@@ -73,6 +74,8 @@ def _work(settings: Settings, stop: threading.Event) -> None:
     log.info("worker ready, %d project(s) known", len(store.projects()))
     with _heartbeat(settings.model_dir) if settings.queue_url is not None else nullcontext():
         work(jobs, known_projects, settings.sweep_seconds, stop)
+        with suppress(StoreError):  # the others' sweep finds them
+            jobs.hand_back()
     log.info("worker ends")
 
 

@@ -241,12 +241,12 @@ class FakeLabelStudio(Rules):
         return session
 
     @contextmanager
-    def serving(self) -> Iterator[str]:
+    def serving(self, host: str = "127.0.0.1") -> Iterator[str]:
         """Listen on a free port of loopback, for other processes; gives the address, which becomes `url`."""
-        with make_server("127.0.0.1", 0, self._breaking, _Server, _Handler) as server:
+        with make_server(host, 0, self._breaking, _Server, _Handler) as server:
             thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
             thread.start()
-            self.url = f"http://127.0.0.1:{server.server_port}"
+            self.url = f"http://{host}:{server.server_port}"
             try:
                 yield self.url
             finally:

@@ -15,13 +15,20 @@ from types import TracebackType
 class Program:
     """A Python program with a pipe to its standard input, whose standard error is read line by line.
 
-    It leads a process group of its own, started in `folder` (where this process is, unless told otherwise).
+    It leads a process group of its own, started in `folder` (where this process is, unless told otherwise). `prefix`:
+    a command that becomes the one it is given, such as `ip netns exec NAME`.
     """
 
-    def __init__(self, arguments: Sequence[str], environ: Mapping[str, str], folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environ: Mapping[str, str],
+        folder: Path | None = None,
+        prefix: Sequence[str] = (),
+    ) -> None:
         self.lines: list[str] = []
         self._process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [*prefix, sys.executable, *arguments],
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -19,6 +19,7 @@ FLOORS = (
         "files",
         "settings",
         "labeling",
+        "locks",
         "store",
         "served",
         "comparison",

@@ -21,10 +21,11 @@ from lplgrad_backend.dashboard.markup import element, join
 from lplgrad_backend.dashboard.statistics import histogram, remaining_seconds, two_likeliest, wilson
 from lplgrad_backend.history import History, read_history, with_version, write_history
 from lplgrad_backend.jobs import memory_queue
+from lplgrad_backend.locks import file_lock
 from lplgrad_backend.served import roll_back
 from lplgrad_backend.service import Service, build_service
 from lplgrad_backend.settings import read_settings
-from lplgrad_backend.status import ProjectStatus, file_lock, now
+from lplgrad_backend.status import ProjectStatus, now
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 PAGE = f"/projects/{PROJECT}"

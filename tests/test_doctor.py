@@ -19,8 +19,8 @@ from lplgrad_backend.doctor.machine import machine_findings
 from lplgrad_backend.doctor.reading import MachineReading, read_machine, storage_kind
 from lplgrad_backend.errors import SettingsError, StoreError
 from lplgrad_backend.labelstudio.ringing import WEBHOOK_SECONDS, Rung, ring
+from lplgrad_backend.locks import file_lock
 from lplgrad_backend.settings import read_settings
-from lplgrad_backend.status import file_lock
 from lplgrad_backend.worker import BEAT_SECONDS, heartbeat_file
 
 BASIC = {"BASIC_AUTH_USER": "label-studio", "BASIC_AUTH_PASS": "a secret word"}

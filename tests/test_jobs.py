@@ -13,9 +13,10 @@ import pytest
 from huey import Huey
 from huey.registry import Message
 from huey.storage import MemoryStorage
+from redis_server import local_redis
 
 from lplgrad_backend.errors import StoreError
-from lplgrad_backend.jobs import Jobs, JsonSerializer, memory_queue, open_queue, work
+from lplgrad_backend.jobs import AGAIN_SECONDS, Jobs, JsonSerializer, memory_queue, open_queue, work
 
 
 class QueueContract:
@@ -83,6 +84,28 @@ class QueueContract:
         jobs.ring_anew(1)
         assert jobs.step() and not jobs.step()
         assert answered == [1]
+
+    def test_a_bell_of_a_project_that_another_is_at_is_kept_until_it_lets_go(self, queue: Huey) -> None:
+        calls: list[int] = []
+        now = [0.0]
+        jobs = Jobs(queue, lambda project: calls.append(project) or len(calls) >= 3, lambda: now[0])
+        jobs.ring(1)
+        assert jobs.step() and not jobs.step()
+        now[0] = AGAIN_SECONDS
+        assert jobs.step() and not jobs.step()
+        now[0] = 2 * AGAIN_SECONDS
+        assert jobs.step() and not jobs.step()
+        now[0] = 3 * AGAIN_SECONDS
+        assert not jobs.step()
+        assert calls == [1, 1, 1]
+
+    def test_who_leaves_hands_back_what_it_owes(self, queue: Huey) -> None:
+        leaving = Jobs(queue, lambda project: False)
+        leaving.ring(3)
+        assert leaving.step()
+        assert leaving.waiting() == []
+        leaving.hand_back()
+        assert leaving.waiting() == [3]
 
 
 class TestMemoryQueue(QueueContract):
@@ -185,6 +208,46 @@ class TestForeignMessages:
         assert answered == [3]
 
 
+class TestRedisQueue(QueueContract):
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> Iterator[str]:
+        with local_redis(tmp_path) as url:
+            yield url
+
+    @pytest.fixture
+    def queue(self, url: str, tmp_path: Path) -> Iterator[Huey]:
+        queue = open_queue(url, tmp_path / "models")
+        yield queue
+        queue.storage.conn.close()
+
+    def test_another_process_sees_the_bell(self, url: str, tmp_path: Path, queue: Huey) -> None:
+        Jobs(queue, lambda project: None).ring(4)
+        other = open_queue(url, tmp_path / "models")
+        assert Jobs(other, lambda project: None).waiting() == [4]
+        other.storage.conn.close()
+
+    def test_a_bell_is_taken_by_one_of_many(self, url: str, tmp_path: Path) -> None:
+        answered: list[int] = []
+        queues = [open_queue(url, tmp_path / "models") for _ in range(4)]
+        workers = [Jobs(queue, answered.append) for queue in queues]
+        for project in range(40):
+            workers[project % 4].ring(project)
+        threads = [
+            threading.Thread(target=lambda jobs=jobs: [None for _ in iter(jobs.step, False)]) for jobs in workers
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(answered) == list(range(40))
+        for queue in queues:
+            queue.storage.conn.close()
+
+    def test_its_messages_are_json(self, queue: Huey) -> None:
+        Jobs(queue, lambda project: None).ring(4)
+        assert json.loads(queue.storage.conn.lindex("huey.redis.lplgrad", 0))["args"] == [4]
+
+
 def test_messages_are_json_and_nothing_is_unpickled() -> None:
     serializer = JsonSerializer()
     message = Message(id="x", name="huey.reconcile", args=(3,), kwargs={}, retries=0)
@@ -206,6 +269,30 @@ def test_work_sweeps_at_start_and_by_the_clock() -> None:
 
     work(Jobs(memory_queue(), answer), lambda: [1, 2], 3, stop, clock=lambda: float(next(time)))
     assert answered == [1, 2, 1, 2, 1, 2]
+
+
+def test_a_queue_that_is_away_is_said_once_and_swept_for_when_it_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    answered: list[int] = []
+    stop = threading.Event()
+
+    def answer(project: int) -> None:
+        answered.append(project)
+        stop.set()
+
+    with local_redis(tmp_path) as url:
+        jobs = Jobs(open_queue(url, tmp_path), answer)
+    thread = threading.Thread(target=work, args=(jobs, lambda: [6], 1e6, stop))
+    thread.start()
+    while not caplog.records:
+        stop.wait(0.05)
+    with local_redis(tmp_path):
+        thread.join()
+    assert answered == [6]
+    assert [record.message for record in caplog.records if "LPLGRAD_QUEUE_URL" in record.message] == [
+        caplog.records[0].message
+    ]
 
 
 def test_work_survives_a_broken_sweep() -> None:

@@ -1,8 +1,6 @@
 """Status, marks and locks of projects, shared between processes through files."""
 
 import fcntl
-import multiprocessing
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -63,30 +61,6 @@ def test_a_refusing_disk_is_named(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("a file where the folder should be")
     with pytest.raises(StoreError, match="project 3"):
         StatusFolder(tmp_path / "models").set_mark(3, Mark.ROUND)
-
-
-def hold(folder: Path, pipe: Connection) -> None:
-    with StatusFolder(folder).lock(1) as ours:
-        pipe.send(ours)
-        pipe.recv()
-
-
-def test_the_lock_is_exclusive_and_dies_with_its_holder(statuses: StatusFolder, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    holder = context.Process(target=hold, args=(tmp_path, there))
-    holder.start()
-    assert here.recv() is True
-    with statuses.lock(1) as ours:
-        assert not ours
-    with statuses.lock(2) as ours:
-        assert ours
-    holder.kill()
-    holder.join()
-    with statuses.lock(1) as ours:
-        assert ours
-    here.close()
-    there.close()
 
 
 def test_whether_a_lock_is_held_can_be_asked_by_several_at_once(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from fake_label_studio import Asked, FakeLabelStudio
 from learner_stage import CONFIG, choice
 from programs import Program
 
+from lplgrad_backend.locks import file_lock
 from lplgrad_backend.service import build_service
 from lplgrad_backend.settings import read_settings
-from lplgrad_backend.status import Mark, StatusFolder, file_lock
+from lplgrad_backend.status import Mark, StatusFolder
 
 MODULE = ("-m", "lplgrad_backend.worker")
 
@@ -98,7 +99,7 @@ main()
 print("torch" in sys.modules, file=sys.stderr)
 """
     with fake.serving() as url:
-        environ = {"LABEL_STUDIO_URL": url, "LABEL_STUDIO_API_KEY": fake.legacy_token()}
+        environ = {"LABEL_STUDIO_URL": url, "LABEL_STUDIO_API_KEY": fake.legacy_token(), "LPLGRAD_COLD_START": "false"}
         service = build_service(read_settings({"MODEL_DIR": str(tmp_path), **environ}, None))
         service.ask(project, Mark.ANNOTATIONS)
         with worker(tmp_path, ("-c", program), **environ) as running:

@@ -6,14 +6,15 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lplgrad_backend.locks import Locks
 from lplgrad_backend.status import Phase, ProjectStatus, StatusFolder
 
 
 class ShownStatus(StatusFolder):
     """A status folder that says what is written to it: a line per phase, and in a terminal how far it is."""
 
-    def __init__(self, folder: Path, console: Console) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, console: Console, locks: Locks | None = None) -> None:
+        super().__init__(folder, locks)
         self._console = console
         self._phase = Phase.IDLE
 

@@ -14,6 +14,7 @@ from lplgrad_backend.errors import LPLGradError, ProjectBusy, VersionNotFound
 from lplgrad_backend.files import keep_private
 from lplgrad_backend.first_queue import said_of
 from lplgrad_backend.learner import Learner
+from lplgrad_backend.locks import open_locks
 from lplgrad_backend.logs import start_logging
 from lplgrad_backend.served import served, why_not_newest
 from lplgrad_backend.settings import Settings, read_settings
@@ -44,7 +45,8 @@ def score(project: Project) -> None:
 def status(project: SomeProject = None) -> None:
     """Say what the worker is doing, which version is served, and when the next round is due."""
     settings = read_settings(os.environ)
-    store, statuses, console = Store(settings.model_dir), StatusFolder(settings.model_dir), open_console()
+    store, statuses = Store(settings.model_dir), StatusFolder(settings.model_dir, open_locks(settings))
+    console = open_console()
     known = store.projects()
     if project is not None and project not in known:
         raise VersionNotFound(f"Project {project} is not known below {settings.model_dir}: it was never connected.")
@@ -65,7 +67,7 @@ def look(settings: Settings, project: int, mark: Mark) -> None:
     keep_private()
     start_logging(settings)
     console = open_console()
-    store, statuses = Store(settings.model_dir), ShownStatus(settings.model_dir, console)
+    store, statuses = Store(settings.model_dir), ShownStatus(settings.model_dir, console, open_locks(settings))
     with statuses.lock(project) as ours:
         if not ours:
             raise busy(statuses, project)
@@ -73,12 +75,13 @@ def look(settings: Settings, project: int, mark: Mark) -> None:
     with stop_on_interrupt(console) as stop:
         learner = Learner(settings, store, statuses, needed_label_studio(settings), stop)
         try:
-            if not learner.reconcile(project, rounds=mark is Mark.ROUND):
-                raise busy(statuses, project)
+            looked = learner.reconcile(project, rounds=mark is Mark.ROUND)
         finally:
             interrupted = stop.is_set()
             if interrupted:  # who stops it does not want it later
                 statuses.clear_marks(project, {mark: statuses.marks(project).get(mark, "")})
+        if not looked and not interrupted:
+            raise busy(statuses, project)
     after = statuses.read(project)
     if after.last_error is not None:
         raise LPLGradError(after.last_error)

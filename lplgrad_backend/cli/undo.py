@@ -12,6 +12,7 @@ from lplgrad_backend.cli.options import Project, needed_label_studio, open_conso
 from lplgrad_backend.cli.rounds import SomeProject, busy, look
 from lplgrad_backend.errors import StoreError
 from lplgrad_backend.history import read_history
+from lplgrad_backend.locks import open_locks
 from lplgrad_backend.served import roll_back, served
 from lplgrad_backend.settings import read_settings
 from lplgrad_backend.status import Mark, StatusFolder
@@ -60,7 +61,7 @@ def rollback(project: Project, to: Version) -> None:
     """Publish an older version again, with its scores; it stays until labels make the next round due."""
     settings = read_settings(os.environ)
     needed_label_studio(settings)
-    store, statuses = Store(settings.model_dir), StatusFolder(settings.model_dir)
+    store, statuses = Store(settings.model_dir), StatusFolder(settings.model_dir, open_locks(settings))
     store.manifest(project, to)
     with statuses.lock(project) as ours:
         if not ours:
