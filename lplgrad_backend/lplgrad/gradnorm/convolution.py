@@ -21,6 +21,7 @@ from torch import Tensor
 from lplgrad_backend.lplgrad.gradnorm.activation import Activation
 from lplgrad_backend.lplgrad.gradnorm.products import (
     Window,
+    channels_last,
     depthwise_gradients,
     gram_is_cheaper,
     gram_squares,
@@ -85,20 +86,23 @@ class Convolution:
 
     Args:
         output_kept: y stays as it is until the backward pass, so it may be looked at again.
-        memory_format: x's; the weight takes it on once instead of at every call.
+        memory_format: how x and y lie in memory; the weight takes it on once instead of at every call. None leaves the
+            weight as it is, without s, and x follows it: cheaper where the weight has more numbers than y.
     """
 
     def __init__(
         self, kernel: Kernel, statistics: Statistics | None, activation: Activation | None, output_kept: bool,
-        memory_format: torch.memory_format = torch.contiguous_format,
+        memory_format: torch.memory_format | None = None,
     ) -> None:  # fmt: skip
         norm = None if statistics is None else Normalisation(statistics)
         self.kernel, self.norm, self.activation = kernel, norm, activation
-        self.weight, self.bias = kernel.weight, kernel.bias
+        self.weight, self.bias, self.folded = kernel.weight, kernel.bias, memory_format is not None
         if norm is not None:
-            shift = norm.shift if self.bias is None else norm.shift + self.bias * norm.scale
-            self.weight, self.bias = self.weight * norm.scale.view(-1, 1, 1, 1), shift
-        self.weight = self.weight.contiguous(memory_format=memory_format)
+            self.bias = norm.shift if kernel.bias is None else norm.shift + kernel.bias * norm.scale
+        if memory_format is None:
+            self.memory_format = torch.channels_last if channels_last(self.weight) else torch.contiguous_format
+        else:
+            self.memory_format, self.weight = memory_format, _arranged(self.weight, norm, memory_format)
         self.depthwise = kernel.weight.shape[1] == 1 and kernel.window.groups == kernel.weight.shape[0]
         self.pointwise = (
             kernel.weight.shape[2:] == (1, 1) and kernel.window.padding == (0, 0) and kernel.window.groups == 1
@@ -108,21 +112,32 @@ class Convolution:
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """y; x and the tensor that the activation and gamma need."""
-        window = self.kernel.window
-        z = F.conv2d(inputs[0], self.weight, self.bias, window.stride, window.padding, window.dilation, window.groups)
+        x = inputs[0].contiguous(memory_format=self.memory_format)
+        z = self._convolve(x)
         if self.activation is None:
-            return z, (inputs[0], z) if self.needs_output and self.output_kept else (inputs[0],)
+            return z, (x, z) if self.needs_output and self.output_kept else (x,)
         y = self.activation.apply(z)
-        return y, (inputs[0], y if self.activation.of_output else z)
+        return y, (x, y if self.activation.of_output else z)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        window = self.kernel.window
+        late = self.norm is not None and not self.folded
+        z = F.conv2d(
+            x, self.weight, None if late else self.bias, window.stride, window.padding, window.dilation, window.groups
+        )
+        if self.norm is None or self.bias is None or not late:
+            return z
+        return z.mul_(self.norm.scale.view(-1, 1, 1)).add_(self.bias.view(-1, 1, 1))
 
     def backward(
         self, tally: Tally, gradient: Tensor, saved: tuple[Tensor, ...], wanted: tuple[bool, ...]
     ) -> tuple[Tensor | None, ...]:
         x, z = saved[0], saved[-1]
+        g = gradient.contiguous(memory_format=self.memory_format)
         if self.activation is not None:
-            gradient = self.activation.gradient(gradient, z)
-        self._report(tally, x, gradient, z if len(saved) == 2 else None)
-        return (self._input_gradient(x, gradient) if wanted[0] else None,)
+            g = self.activation.gradient(g, z)
+        self._report(tally, x, g, z if len(saved) == 2 else None)
+        return (self._input_gradient(x, g if self.folded else self._scaled(g)) if wanted[0] else None,)
 
     def _input_gradient(self, x: Tensor, g: Tensor) -> Tensor:
         window = self.kernel.window
@@ -196,6 +211,14 @@ class Convolution:
         if self.pointwise:
             return outer_products(positions_last(x), positions_last(g)).view(-1, *shape)
         return weight_gradients(x, g, self.weight, self.kernel.window)
+
+
+def _arranged(weight: Tensor, norm: Normalisation | None, memory_format: torch.memory_format) -> Tensor:
+    """s W, in a memory format."""
+    if norm is None:
+        return weight.contiguous(memory_format=memory_format)
+    arranged = torch.empty_like(weight, memory_format=memory_format)
+    return torch.mul(weight, norm.scale.view(-1, 1, 1, 1), out=arranged)
 
 
 def _gamma_by_output(norm: Normalisation, g: Tensor, z: Tensor | None, total: Tensor) -> Tensor:
