@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALL := install --quiet --disable-pip-version-check
 LABEL_STUDIO_REQUIREMENTS := lplgrad_backend/demo/label-studio-requirements.txt
 
-.PHONY: help run demo test check benchmark clean
+.PHONY: help run demo test check fuzz benchmark clean
 .DELETE_ON_ERROR:
 
 help: ## This list
@@ -30,6 +30,10 @@ check: .venv/development ## ruff, mypy, the architecture test, bandit and pip-au
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml lplgrad_backend docker _wsgi.py gunicorn.conf.py
 	$(BIN)/python tests/audit.py
 	$(BIN)/python -m pytest --quiet tests/test_architecture.py
+
+fuzz: .venv/development ## 100,000 made-up images and label configs, and some thousand requests; takes half an hour
+	FUZZ_EXAMPLES=150 $(BIN)/python -m pytest --quiet --timeout 1200 tests/test_openapi.py
+	PYTHONPATH=. $(BIN)/python tests/fuzz.py
 
 benchmark: .venv/development ## Every benchmark, one after the other; takes long, wants an otherwise idle machine
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done

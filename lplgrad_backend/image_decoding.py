@@ -1,8 +1,9 @@
 """From bytes to pixels. Only here does Pillow read, and only here are its exceptions translated.
 
 Bytes come from strangers: six formats are tried and no other, the size in the header is looked at before anything is
-decoded, and what is an archive, a document or a page besides an image is refused. The worst that was found within the
-limits (an 89-megapixel TIFF with alpha) takes 1.4 GB for 2 seconds; such large images are decoded one at a time.
+decoded, and what is an archive, a document or a page besides an image is refused. Memory is bounded by the pixels: the
+worst that was found (WebP) takes 20 bytes a pixel, so an image takes 1.8 GB at most, and such large images are decoded one
+at a time. Time is bounded by the pixels, the passes over them, and a deadline that holds whenever Pillow asks for bytes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from lplgrad_backend.errors import ImageError, ImageUnreadable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MOST_PIXELS = 89_000_000  # Pillow warns from 89.5 million on, so its warning never speaks of an image that we take
+BYTES_PER_PIXEL = 22  # that decoding one image may take at its peak; tests/test_image_bounds.py measures it
 LARGE = 16_000_000  # pixels; such images are decoded one at a time, which bounds the memory
 MOST_SCANS = 50  # of a progressive JPEG, each of which costs a pass over all pixels; cameras and tools write about 10
 GAP = 2.0  # JPEG and large images are reduced cheaply to this many times the side, then properly
