@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from lplgrad_backend.errors import ImageError, StoreError, TrainingError
 from lplgrad_backend.images import Images, Lookups
 from lplgrad_backend.labeling import Labeling, image_uri, prediction
+from lplgrad_backend.latecomers import insert
 from lplgrad_backend.publication import LAST_IN_LINE, UNTRAINED
-from lplgrad_backend.scoring import Scorer, among, load_network
+from lplgrad_backend.scoring import Scorer, load_network
 from lplgrad_backend.served import served
 from lplgrad_backend.settings import Settings
 from lplgrad_backend.store import Manifest, PoolScores, Store, for_classes
@@ -113,7 +114,7 @@ class Predictor:
                 log.warning("project %d, task %d: %s", version.manifest.project, task, one)
                 answers.append(_Answer(LAST_IN_LINE, None))
             else:
-                score = among([one], version.scores, version.manifest.scale).scores[0]
+                score = insert([task], [one], version.scores, version.manifest.scale).scores[0]
                 answers.append(_Answer(float(score), one.probabilities))
         return answers
 

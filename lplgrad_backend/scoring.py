@@ -26,6 +26,8 @@ from lplgrad_backend.lplgrad.training import freeze
 from lplgrad_backend.store import Manifest, PoolScores, address_digest
 
 BATCH = 64
+LOOKS_KEPT = 1000
+HALF = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
@@ -245,8 +247,19 @@ def readable(tasks: Sequence[tuple[int, str]], measured: Sequence[Measured | Ima
     return Readable([task for task, _ in good], [one for _, one in good], unreadable)
 
 
+def _looks(answers: Sequence[Answers]) -> NDArray[np.float16]:
+    """Features [K, D]."""
+    if not answers:
+        return np.zeros((0, 0), np.float16)
+    found: NDArray[np.float16] = torch.cat([one.features for one in answers]).float().clamp(-HALF, HALF).half().numpy()
+    return found
+
+
 def pool_scores(found: Readable, standing: Standing, classes: int) -> PoolScores:
     """What a version keeps of its pool."""
+    answers = [one.answers for one in found.measured if one.answers is not None]
+    whole = len(answers) == len(found.measured)
+    head = np.argsort(standing.scores, kind="stable")[: LOOKS_KEPT if whole else 0]
     return PoolScores(
         tasks=np.array([task for task, _ in found.tasks], dtype=np.int64),
         addresses=np.array([address_digest(uri) for _, uri in found.tasks], dtype=np.int64),
@@ -256,4 +269,6 @@ def pool_scores(found: Readable, standing: Standing, classes: int) -> PoolScores
         probabilities=np.array([one.probabilities for one in found.measured], dtype=np.float32).reshape(-1, classes),
         predicted_losses=np.array([one.predicted_loss for one in found.measured], dtype=np.float64),
         random=np.zeros(len(found.measured), dtype=bool) if standing.random is None else standing.random,
+        head=head,
+        looks=_looks([answers[at] for at in head.tolist()]),
     )

@@ -16,7 +16,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,8 @@ class PoolScores:
         probabilities: [N, C] float32.
         predicted_losses: [N] float64, what the loss-prediction module expects, on its own scale; NaN where not measured.
         random: [N] bool, which were drawn at random for their place in the queue.
+        head: [K] int64, positions of the queue's first images, in its order.
+        looks: [K, D] float16, their features, by which look-alikes among later images are known.
     """
 
     tasks: NDArray[np.int64]
@@ -115,6 +117,8 @@ class PoolScores:
     probabilities: NDArray[np.float32]
     predicted_losses: NDArray[np.float64]
     random: NDArray[np.bool_]
+    head: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    looks: NDArray[np.float16] = field(default_factory=lambda: np.zeros((0, 0), np.float16))
 
     def position(self, task: int, uri: str) -> int | None:
         """Where a task with this image address stands in the arrays, or None."""

@@ -25,6 +25,7 @@ from lplgrad_backend.errors import LPLGradError, NotLearnable
 from lplgrad_backend.examination import Confidence, confidence, find_suspects, named_classes, opinion
 from lplgrad_backend.frozen_features import FrozenFeatures
 from lplgrad_backend.images import Images
+from lplgrad_backend.latecomers import insert
 from lplgrad_backend.logs import start_logging
 from lplgrad_backend.lplgrad.acquisition import DEFAULT
 from lplgrad_backend.lplgrad.cross_fitting import Unseen, cross_fit
@@ -32,13 +33,13 @@ from lplgrad_backend.lplgrad.gradnorm.entropy import TEMPERATURES
 from lplgrad_backend.lplgrad.network import Looked, Network
 from lplgrad_backend.lplgrad.ordering import SAFE, Acquisition, Health, Ordered
 from lplgrad_backend.lplgrad.recipe import Recipe
+from lplgrad_backend.lplgrad.spreading import GAP
 from lplgrad_backend.lplgrad.training import fit
 from lplgrad_backend.preparation import device_of, start_of, typical_side
 from lplgrad_backend.rounds import OUTCOME, SCORES, WEIGHTS, Failure, Order, Outcome, Progress, receive
 from lplgrad_backend.scoring import (
     Readable,
     Scorer,
-    among,
     by_norm,
     in_queue,
     load_network,
@@ -132,8 +133,10 @@ def _score_only(order: Order, folder: Path, settings: Settings, images: Images, 
     store = Store(settings.model_dir)
     manifest = store.manifest(order.project, str(order.version))
     network = load_network(manifest, store.weights_path(order.project, manifest.version)).to(device_of(settings))
-    found = _measure(Scorer(network, confidence=manifest.temperature), order, images, report)
-    standing = among(found.measured, store.scores(order.project, manifest.version), manifest.scale)
+    scorer = Scorer(network, for_ordering=True, confidence=manifest.temperature)
+    found = _measure(scorer, order, images, report)
+    known = store.scores(order.project, manifest.version)
+    standing = insert([task for task, _ in found.tasks], found.measured, known, manifest.scale)
     write_scores(pool_scores(found, standing, len(order.labeling.classes)), folder / SCORES)
     return Outcome(metrics={"scale": manifest.scale}, unreadable=found.unreadable)
 
@@ -183,8 +186,11 @@ def _confidence(
 def acquisition_of(settings: Settings, draw: int = 0) -> Acquisition:
     """What the settings say about how to order a pool. `draw`: see `Acquisition`."""
     usual = "lplgrad" if settings.preset == "paper" else DEFAULT
+    strategy = usual if settings.strategy == "auto" else settings.strategy
+    as_it_is = strategy in ("lplgrad", "random") or settings.coverage == "off"  # the paper's order, and chance itself
     return Acquisition(
-        strategy=usual if settings.strategy == "auto" else settings.strategy,
+        strategy=strategy,
+        apart=1 if as_it_is else GAP,
         sharpness=None if settings.coverage == "off" else settings.coverage,
         strict=settings.strict,
         random_share=settings.random_share,

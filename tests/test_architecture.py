@@ -36,6 +36,7 @@ FLOORS = (
         "notice",
         "publication",
         "scoring",
+        "latecomers",
         "export",
         "examination",
         "rounds",

@@ -111,6 +111,27 @@ def test_a_share_that_is_none_is_refused(share: float) -> None:
         order_pool(random_pool(3), Acquisition(random_share=share), 0)
 
 
+# Look-alikes
+
+
+@pytest.mark.parametrize("strategy", ["lplgrad-coverage", "badge", "margin", "coreset"])
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_look_alikes_are_apart_also_behind_the_covered_head(strategy: str, share: float) -> None:
+    """1,200 images of which each is there twice; coverage goes through 1,000 of them one by one."""
+    pool = random_pool(600)[torch.arange(1200) % 600]
+    how = Acquisition(strategy, strict=True, apart=30, random_share=share)
+    ordered = order_pool(pool, how, 0)
+    place = ordered.queue.positions.argsort()
+    assert sorted(ordered.queue.positions.tolist()) == list(range(1200))
+    gaps, earlier = (place[:600] - place[600:]).abs(), torch.minimum(place[:600], place[600:])
+    drawn = torch.zeros(1200, dtype=torch.bool)
+    drawn[ordered.queue.positions[ordered.random]] = True
+    both = drawn[:600] & drawn[600:]  # chance may draw an image twice
+    assert int(gaps[~both & (earlier < 1100)].min()) >= 30  # at the end there are no others
+    assert (ordered.queue.worth.diff() <= 0).all()
+    assert int(drawn.sum()) == pytest.approx(1200 * share, abs=1)
+
+
 # Health
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lplgrad_backend.lplgrad.diversity import Chosen
+from lplgrad_backend.lplgrad.spreading import directions
 
 CLIENTS = 600
 HEAD = 1000
@@ -54,11 +55,7 @@ def cover(features: Tensor, weights: Tensor, labelled: Tensor, sharpness: float,
 def alike(points: Tensor, others: Tensor, centre: Tensor) -> Tensor:
     """Cosines between the rows of [N, D] and [M, D], seen from `centre` [D]: float32 [N, M]. A row at the centre is like
     nothing."""
-    return _directions(points, centre) @ _directions(others, centre).T
-
-
-def _directions(points: Tensor, centre: Tensor) -> Tensor:
-    return torch.nn.functional.normalize((points - centre).float(), dim=1)
+    return directions(points, centre) @ directions(others, centre).T
 
 
 @dataclass

@@ -17,11 +17,11 @@ from lplgrad_backend.lplgrad import acquisition
 from lplgrad_backend.lplgrad.acquisition import STRATEGIES, Queue, Strategy
 from lplgrad_backend.lplgrad.coverage import alike
 from lplgrad_backend.lplgrad.pool import Pool
+from lplgrad_backend.lplgrad.spreading import NEAR, directions, spread
 
 SAFE = "badge"
 SLOW, SLOW_HEAD = ("badge", "coreset"), 400
 HEAD = 50
-NEAR = 0.95
 LOWEST_CORRELATION, MOST_DUPLICATES, FEWEST_CLASSES = 0.0, 0.5, 0.4
 
 
@@ -34,6 +34,8 @@ class Acquisition:
         sharpness: of the kernel of `lplgrad-coverage`; None: no coverage, so the paper's order by gradient norm.
         strict: keep the strategy whatever its health.
         random_share: of the queue, in [0, 1), is drawn at random from the whole pool.
+        apart: at least so many places lie between look-alikes, as far as there are others to put between them; 1: no
+            matter.
         draw: with the seed, decides what is drawn; orders made one after the other with the same seed want different ones.
     """
 
@@ -41,6 +43,7 @@ class Acquisition:
     sharpness: float | None = acquisition.SHARPNESS
     strict: bool = False
     random_share: float = 0.0
+    apart: int = 1
     draw: int = 0
 
 
@@ -108,7 +111,12 @@ def order_pool(pool: Pool, acquisition: Acquisition, seed: int, budget: int | No
         queue = strategy(pool, min(wanted + len(drawn), len(pool)), seed)
     elif len(queue.positions) < min(wanted + len(drawn), len(pool)):
         queue = strategy(pool, wanted + len(drawn), seed)
-    return Ordered(pool, interleaved(queue, drawn, slots), name, health, slots)
+    mixed = interleaved(queue, drawn, slots)
+    if acquisition.apart > 1 and len(mixed.positions):
+        seen = directions(pool.features[mixed.positions], pool.features.mean(0))
+        order = spread(seen, slots.numpy(), gap=acquisition.apart)
+        mixed, slots = Queue(mixed.positions[order], mixed.worth), slots[order]
+    return Ordered(pool, mixed, name, health, slots)
 
 
 def _strategy(wanted: Acquisition, *, whole: bool) -> tuple[str, Strategy]:

@@ -1,0 +1,71 @@
+"""Look-alikes apart in a queue: while an image waits for its label, those that look like it wait too.
+
+The queue is gone through from its front, and each place gets the first image that is not like one of the last `GAP` places.
+Whoever labels takes a round's images from a stretch shorter than that; then the queue is made anew, and knows their labels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+NEAR = 0.95  # cosine of the features, seen from the pool's mean, from which on images are look-alikes
+GAP = 50
+AHEAD = 1000
+ROWS = 512
+
+Places = NDArray[np.int64]
+
+
+def directions(features: Tensor, centre: Tensor) -> Tensor:
+    """Features [N, D] seen from `centre` [D], of length 1: float32. One at the centre is 0 and so like nothing."""
+    return torch.nn.functional.normalize((features - centre).float(), dim=1)
+
+
+def spread(
+    seen: Tensor, fixed: NDArray[np.bool_] | None = None, *, gap: int = GAP, ahead: int = AHEAD, near: float = NEAR
+) -> Tensor:
+    """An order of a queue in which look-alikes are at least `gap` places apart, as far as `ahead` images offer others.
+
+    Args:
+        seen: directions [N, D], in the queue's order.
+        fixed: bool [N], which never wait: they keep their order, and others keep away from them.
+        gap: at least 1, where it changes nothing.
+        ahead: how many places an image may move forward.
+
+    Returns:
+        int64 [N]: the place in the old queue of each of the new one.
+    """
+    count = len(seen)
+    stays = np.zeros(count, dtype=bool) if fixed is None else fixed
+    alike = _look_alikes(seen, ahead + gap, near)
+    left, free = np.ones(count, dtype=bool), np.zeros(count, dtype=np.int64)
+    order = np.empty(count, dtype=np.int64)
+    first = 0
+    for place in range(count):
+        for coming in range(place + 2 * gap - 1 if place else 0, min(place + 2 * gap, count)):
+            if stays[coming]:  # it comes a little earlier where others before it wait, hence twice
+                free[alike[coming]] = np.maximum(free[alike[coming]], coming + gap)
+        while not left[first]:
+            first += 1
+        window = slice(first, first + ahead)
+        may = left[window] & (stays[window] | (free[window] <= place))
+        waited = np.where(left[window], free[window], np.iinfo(np.int64).max)  # of all that wait, whose turn is next
+        taken = first + int(may.argmax() if may.any() else waited.argmin())
+        order[place], left[taken] = taken, False
+        free[alike[taken]] = np.maximum(free[alike[taken]], place + gap)
+    return torch.from_numpy(order)
+
+
+def _look_alikes(seen: Tensor, reach: int, near: float) -> list[Places]:
+    """For each place the others at most `reach` away whose image looks like its own."""
+    found: list[Places] = []
+    for start in range(0, len(seen), ROWS):
+        low, end = max(0, start - reach), start + ROWS
+        block = (seen[start:end] @ seen[low : end + reach].T > near).cpu().numpy()
+        for at, row in enumerate(block, start):
+            others = low + np.flatnonzero(row)
+            found.append(others[(others != at) & (np.abs(others - at) <= reach)])
+    return found
