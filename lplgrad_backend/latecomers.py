@@ -18,6 +18,7 @@ from lplgrad_backend.lplgrad.spreading import directions, spread
 from lplgrad_backend.scoring import Measured, Standing, among
 from lplgrad_backend.store import PoolScores
 
+TRIFLE = 1e-9
 Numbers = NDArray[np.float64]
 
 
@@ -39,7 +40,7 @@ def insert(tasks: Sequence[int], measured: Sequence[Measured], known: PoolScores
         queue = place[spread(_seen(measured, known)[place], place < len(known.scores)).numpy()]
     late = queue >= len(known.scores)
     along = np.where(late, np.nan, known.scores[np.minimum(queue, len(known.scores) - 1)])
-    scores = _between(along, tasks, queue)
+    scores = _between(along, alone.scores, tasks, queue)
     return Standing(alone.worth, scores[len(known.scores) :], scale)
 
 
@@ -54,10 +55,12 @@ def _seen(measured: Sequence[Measured], known: PoolScores) -> Tensor:
     return seen
 
 
-def _between(along: Numbers, tasks: Sequence[int], queue: NDArray[np.int64]) -> Numbers:
+def _between(along: Numbers, alone: Numbers, tasks: Sequence[int], queue: NDArray[np.int64]) -> Numbers:
     """Scores of all, in the round's order and then the latecomers'; `along` [N] rises but for latecomers, which are NaN.
 
-    Where two neighbours leave no number between them, those that should stand there wait for the next two.
+    A latecomer gets the score of its norm, `alone`, where that lies between its neighbours, a trifle less by its task's
+    number, and else a share of the way between them. Where two neighbours leave no number between them, those that should
+    stand there wait for the next two.
     """
     known = int((~np.isnan(along)).sum())
     shares = np.array([(task * 2654435761 % 2**32 + 0.5) / 2**32 for task in tasks])  # Knuth's multiplicative hash
@@ -69,10 +72,16 @@ def _between(along: Numbers, tasks: Sequence[int], queue: NDArray[np.int64]) -> 
             waiting.append(one)
             continue
         if waiting:
-            fractions = (np.arange(len(waiting)) + shares[np.array(waiting) - known]) / len(waiting)
-            found = below + (above - below) * fractions
-            if (np.diff([below, *found, above]) > 0).all() or one < 0:
+            late = np.array(waiting) - known
+            found = alone[late] * (1 - TRIFLE * shares[late])
+            if not _rises(below, found, above):
+                found = below + (above - below) * (np.arange(len(late)) + shares[late]) / len(late)
+            if _rises(below, found, above) or one < 0:
                 scores[waiting], waiting = np.minimum(found, np.nextafter(1.0, 0.0)), []
         if one >= 0:
             scores[one], below = above, above
     return scores
+
+
+def _rises(below: float, found: Numbers, above: float) -> bool:
+    return bool((np.diff([below, *found, above]) > 0).all())

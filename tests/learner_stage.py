@@ -57,7 +57,8 @@ class Stage:
         report(Progress(phase=Phase.TRAINING, done=1, total=2))
         self.during()
         pool = sorted((entry.task, entry.uri) for entry in order.pool if entry.task not in self.unreadable)
-        write_scores(pool_scores(pool, [task / (task + 10) for task, _ in pool]), folder / SCORES)
+        scores = pool_scores(pool, [task / (task + 10) for task, _ in pool], classes=len(order.labeling.classes))
+        write_scores(scores, folder / SCORES)
         safetensors.numpy.save_file({"w": np.zeros(1, np.float32)}, folder / WEIGHTS)
         asked = {entry.task for entry in order.pool} | {example.task_id for example in order.examples}
         unreadable = {task: why for task, why in self.unreadable.items() if task in asked}

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from fake_label_studio import LABEL_CONFIG, FakeLabelStudio
 
-from lplgrad_backend.cli import app
+from lplgrad_backend.cli import app, main
 from lplgrad_backend.errors import LPLGradError
 from lplgrad_backend.labeling import parse_label_config
 from lplgrad_backend.settings import Settings, as_text, read_settings
@@ -142,6 +143,32 @@ def test_a_shown_command_can_be_given(line: str) -> None:
         assert files and all((ROOT / file).is_file() for file in files)
         services = set().union(*(yaml.safe_load((ROOT / file).read_text())["services"] for file in files))
         assert {word.partition("=")[0] for flag, word in itertools.pairwise(words) if flag == "--scale"} <= services
+
+
+@pytest.mark.parametrize("command", ["connect", "doctor"])
+def test_a_shown_command_does_what_it_says(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In front of a Label Studio whose first project is the one that the README names."""
+    fake = FakeLabelStudio(call=lambda *asked: (200, {"model_version": "untrained"}))
+    fake.numbers = itertools.count(1)
+    fake.add_project("Pets", LABEL_CONFIG)
+    [line] = {one for one in shown_commands() if f" {command} " in one}
+    monkeypatch.chdir(tmp_path)
+    with fake.serving() as url:
+        environ = {"LABEL_STUDIO_URL": url, "LABEL_STUDIO_API_KEY": fake.legacy_token(), "MODEL_DIR": str(tmp_path)}
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as caught:
+            main(shlex.split(line)[3:])
+    said = capsys.readouterr().out
+    if command == "connect":
+        assert caught.value.code == 0, said
+        assert "Connected: Label Studio serves" in said
+        assert [row["url"] for row in fake.webhooks.values()] == ["http://127.0.0.1:9090/webhook"]
+    else:
+        assert caught.value.code == said.count("  failed ") > 0  # nothing is connected yet
+        assert "python -m lplgrad_backend connect --project 1" in said
 
 
 def test_build_arguments_named_are_those_of_the_dockerfile() -> None:

@@ -16,10 +16,17 @@ from lplgrad_backend.store import Manifest, PoolScores, Store, address_digest
 LABELING = Labeling(from_name="kind", to_name="image", data_key="image", classes=("cat", "dog"), multiple=False)
 
 
+LIKELY = {2: [0.75, 0.25], 3: [0.3, 0.1, 0.6]}
+
+
 def pool_scores(
-    tasks: Sequence[tuple[int, str]], scores: Sequence[float] | None = None, random: Collection[int] | None = None
+    tasks: Sequence[tuple[int, str]],
+    scores: Sequence[float] | None = None,
+    random: Collection[int] | None = None,
+    classes: int = 2,
 ) -> PoolScores:
-    """Scores of these tasks; by default spread over (0, 1) in the order given. `random`: tasks drawn at random."""
+    """Scores of these tasks; by default spread over (0, 1) in the order given. `random`: tasks drawn at random. Of the
+    classes the last is likeliest but for two, of which it is the first."""
     count = len(tasks)
     values = np.asarray(scores if scores is not None else np.linspace(0.1, 0.9, count), dtype=np.float64)
     return PoolScores(
@@ -28,7 +35,7 @@ def pool_scores(
         norms=1.0 / values - 1.0,
         worth=1.0 / values - 1.0,
         scores=values,
-        probabilities=np.tile(np.array([0.75, 0.25], dtype=np.float32), (count, 1)),
+        probabilities=np.tile(np.array(LIKELY[classes], dtype=np.float32), (count, 1)),
         predicted_losses=np.linspace(2.0, 1.0, count),
         random=np.zeros(count, dtype=bool) if random is None else np.isin([task for task, _ in tasks], list(random)),
     )
