@@ -19,13 +19,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lplgrad_backend.errors import StoreError, VersionDamaged, VersionNotFound
 from lplgrad_backend.files import is_leftover, remove_folder, remove_leftovers, whole_folder
@@ -59,6 +59,11 @@ class OrderHealth(BaseModel):
     sentence: str = ""
 
 
+FileName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+]  # of the version's own folder: no way out of it
+
+
 class Manifest(BaseModel):
     """What a version is."""
 
@@ -84,7 +89,7 @@ class Manifest(BaseModel):
     unreadable: dict[int, str] = {}  # task id -> why its image could not be used
     held_out: dict[str, list[str]] = {}  # labelled images it was not trained on, by image_key -> classes it names
     held_back: str = ""  # why the version is kept and not published
-    files: dict[str, str]  # file name -> sha256
+    files: dict[FileName, str]  # file name -> sha256
 
     @property
     def number(self) -> int:

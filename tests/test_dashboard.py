@@ -256,6 +256,20 @@ def test_no_label_title_or_error_becomes_markup(client: testing.TestClient, path
         assert not [name for name in attributes if name.startswith("on") or name == "style"]
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/static/../pages.py", "/static/..%2fpages.py", "/static/%2e%2e/pages.py", "/static/pages.py", "/static/",
+        "/static//etc/passwd", "/static/page.js%00", "/projects/..%2f..%2fetc", "/projects/../1", "/projects/1%00",
+        "/api/projects/..%2f1", "/api/projects/-1", "/projects/1/images/..%2f1", "/projects/1/images/-1",
+    ],
+)  # fmt: skip
+def test_no_path_leads_out(client: testing.TestClient, path: str) -> None:
+    answer = client.simulate_get(path, headers=HTML)
+    assert answer.status_code in (400, 404), answer.text
+    assert "import" not in answer.text
+
+
 @pytest.mark.parametrize("path", ["/", PAGE, "/static/page.js", "/static/page.css", f"{PAGE}/images/1"])
 def test_nothing_may_be_loaded_from_elsewhere(client: testing.TestClient, path: str) -> None:
     answer = client.simulate_get(path, headers=HTML)

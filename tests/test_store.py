@@ -1,5 +1,6 @@
 """Versions on disk: whole or absent, intact or passed over."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,16 @@ def test_only_names_of_versions_are_looked_up(store: Store, name: str) -> None:
         version_number(name)
     with pytest.raises(VersionNotFound):
         store.manifest(1, name)
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a/b", "..", ".", "", ".hidden", "a\n"])
+def test_a_manifest_names_files_of_its_own_folder_alone(store: Store, name: str) -> None:
+    save_version(store, 1, "v1")
+    file = store.project_folder(1) / "v1" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps(manifest | {"files": {**manifest["files"], name: "0" * 64}}))
+    with pytest.raises(VersionDamaged, match="no valid manifest"):
+        store.manifest(1, "v1")
 
 
 def test_a_missing_version_is_named(store: Store) -> None:
