@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -44,6 +45,18 @@ def restored(leaves: list[Any], spec: Any) -> tuple[Args, dict[str, Any]]:
     """The inverse of `flattened`."""
     args, kwargs = pytree.tree_unflatten(leaves, spec)
     return tuple(args), dict(kwargs)
+
+
+def of_one_precision(func: object, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+    """The same call with all numbers as float32 where they differ, or as what it overwrites."""
+    precisions = {one.dtype for one in tensors_in(args, kwargs) if one.is_floating_point()}
+    if len(precisions) < 2:
+        return args, kwargs
+    precision = args[0].dtype if works_in_place(func, kwargs) else torch.float32
+    leaves, spec = flattened(args, kwargs)
+    return restored(
+        [one.to(precision) if isinstance(one, Tensor) and one.is_floating_point() else one for one in leaves], spec
+    )
 
 
 def works_in_place(func: object, kwargs: Kwargs) -> bool:

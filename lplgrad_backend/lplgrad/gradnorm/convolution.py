@@ -31,7 +31,7 @@ from lplgrad_backend.lplgrad.gradnorm.products import (
     positions_last,
     weight_gradients,
 )
-from lplgrad_backend.lplgrad.gradnorm.tally import Tally, Target
+from lplgrad_backend.lplgrad.gradnorm.tally import Tally, Target, at_least_single
 
 LARGEST_OFFSET = 1e3
 """Above this |beta / gamma| the second form loses too many digits."""
@@ -88,11 +88,12 @@ class Convolution:
         output_kept: y stays as it is until the backward pass, so it may be looked at again.
         memory_format: how x and y lie in memory; the weight takes it on once instead of at every call. None leaves the
             weight as it is, without s, and x follows it: cheaper where the weight has more numbers than y.
+        precision: x's and y's, where it is not the weight's.
     """
 
     def __init__(
         self, kernel: Kernel, statistics: Statistics | None, activation: Activation | None, output_kept: bool,
-        memory_format: torch.memory_format | None = None,
+        memory_format: torch.memory_format | None = None, precision: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         norm = None if statistics is None else Normalisation(statistics)
         self.kernel, self.norm, self.activation = kernel, norm, activation
@@ -103,6 +104,8 @@ class Convolution:
             self.memory_format = torch.channels_last if channels_last(self.weight) else torch.contiguous_format
         else:
             self.memory_format, self.weight = memory_format, _arranged(self.weight, norm, memory_format)
+        if precision is not None:
+            self.weight, self.bias = self.weight.to(precision), None if self.bias is None else self.bias.to(precision)
         self.depthwise = kernel.weight.shape[1] == 1 and kernel.window.groups == kernel.weight.shape[0]
         self.pointwise = (
             kernel.weight.shape[2:] == (1, 1) and kernel.window.padding == (0, 0) and kernel.window.groups == 1
@@ -148,7 +151,7 @@ class Convolution:
         return gradient
 
     def _report(self, tally: Tally, x: Tensor, g: Tensor, z: Tensor | None) -> None:
-        total = g.sum((2, 3))  # [N, O]
+        total = g.sum((2, 3), dtype=at_least_single(g))  # [N, O]
         norm, kernel, target = self.norm, self.kernel, self.kernel.weight_target
         if norm is not None:
             tally.add(norm.beta_target, total)
@@ -197,7 +200,7 @@ class Convolution:
         return (inner + offset * total) * norm.inverse_deviation
 
     def _scaled(self, g: Tensor) -> Tensor:
-        return g if self.norm is None else g * self.norm.scale.view(-1, 1, 1)
+        return g if self.norm is None else (g * self.norm.scale.view(-1, 1, 1)).to(g.dtype)
 
     def _squares(self, x: Tensor, g: Tensor) -> Tensor:
         if self.pointwise:
@@ -223,7 +226,7 @@ def _arranged(weight: Tensor, norm: Normalisation | None, memory_format: torch.m
 
 def _gamma_by_output(norm: Normalisation, g: Tensor, z: Tensor | None, total: Tensor) -> Tensor:
     assert z is not None
-    product = (g * z).sum((2, 3))
+    product = (g * z).sum((2, 3), dtype=at_least_single(g))
     if norm.beta is not None:
         product = product - norm.beta * total
     return product if norm.gamma is None else product / norm.gamma

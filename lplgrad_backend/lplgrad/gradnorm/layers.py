@@ -65,7 +65,7 @@ class BatchNorm:
         if norm.gamma_target is not None:
             inner = _over_positions(g * x)
             tally.add(norm.gamma_target, (inner - norm.mean * total) * norm.inverse_deviation)
-        return (g * norm.scale.view(channels) if wanted[0] else None,)
+        return ((g * norm.scale.view(channels)).to(g.dtype) if wanted[0] else None,)
 
 
 def _over_positions(values: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class Standardised:
         if not wanted[0]:
             return (None,)
         back = gradient if self.gamma is None else gradient * self.gamma
-        return torch.autograd.grad(standard, x, back)
+        return torch.autograd.grad(standard, x, back.to(standard.dtype))
 
 
 class Sum:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lplgrad_backend.lplgrad.gradnorm.tally import at_least_single, squared_norms
+
 SHIFT_COST = 12.0
 """Adding one number of a Gram matrix takes as long as this many multiplications inside a matrix product (measured)."""
 
@@ -46,11 +48,10 @@ def outer_squares(a: Tensor, g: Tensor) -> Tensor:
     """||sum_p g_p (x) a_p||^2 of a [N, P, I] and g [N, P, O] -> [N]."""
     positions, inputs, outputs = a.shape[1], a.shape[2], g.shape[2]
     if positions == 1:
-        return a.square().sum((1, 2)) * g.square().sum((1, 2))
+        return squared_norms(a) * squared_norms(g)
     if outer_gram_is_cheaper(positions, inputs, outputs):
-        return (torch.bmm(a, a.mT) * torch.bmm(g, g.mT)).sum((1, 2))
-    lengths: Tensor = torch.linalg.vector_norm(torch.bmm(g.mT, a), dim=(1, 2))
-    return lengths.square()
+        return (torch.bmm(a, a.mT) * torch.bmm(g, g.mT)).sum((1, 2), dtype=at_least_single(a))
+    return squared_norms(torch.bmm(g.mT, a))
 
 
 def outer_products(a: Tensor, g: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ def gram_squares(x: Tensor, g: Tensor, kernel: tuple[int, int], window: Window) 
     for axis, (count, size) in enumerate(((kernel[0], height), (kernel[1], width)), start=1):
         pixels = _sum_along_kernel(pixels, axis, count, size, window)
     product = pixels.view(-1, height * width, height * width) * _gram(g, groups)
-    return product.sum((1, 2)).view(images, groups).sum(1)
+    return product.sum((1, 2), dtype=at_least_single(x)).view(images, groups).sum(1)
 
 
 def _gram(features: Tensor, groups: int) -> Tensor:

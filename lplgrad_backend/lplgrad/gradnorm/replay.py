@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from lplgrad_backend.lplgrad.gradnorm.site import Rule, through
 from lplgrad_backend.lplgrad.gradnorm.tally import Key, Tally, Target
 from lplgrad_backend.lplgrad.gradnorm.trace import Kind, Plan, Unproved, Use
 
+Known = TypeVar("Known")
 Rules: TypeAlias = dict[tuple[int, ...], Rule]
 """By the position of the call and the identities of its weights."""
 
@@ -29,10 +30,15 @@ class Replay(TorchFunctionMode):
         names: trainable parameters, id -> name.
         rules: filled with rules that only hold parameters, for the next pass; valid while no parameter changes.
         anchor: a tensor that requires a gradient; its gradient is what a backward pass has to ask for.
+        precision: of what enters the sites, where it is not the network's own.
     """
 
-    def __init__(self, plan: Plan, names: Mapping[int, str], rules: Rules, tally: Tally, anchor: Tensor) -> None:
+    def __init__(
+        self, plan: Plan, names: Mapping[int, str], rules: Rules, tally: Tally, anchor: Tensor,
+        precision: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.precision = precision
         self.plan, self.names, self.rules, self.tally, self.anchor = plan, names, rules, tally, anchor
         self.count = 0
         self.derived: dict[int, tuple[int, Tensor]] = {}
@@ -59,6 +65,8 @@ class Replay(TorchFunctionMode):
         return dict(self.derived.values())
 
     def _unplanned(self, func: Any, args: calls.Args, kwargs: calls.Kwargs) -> Any:
+        if self.precision is not None:
+            args, kwargs = calls.of_one_precision(func, args, kwargs)
         result = func(*args, **kwargs)
         if isinstance(result, Tensor) and any(id(one) in self.names for one in args) and result.requires_grad:
             raise Unproved(f"{calls.name_of(func)} meets a parameter that it did not meet before")
@@ -100,6 +108,9 @@ class Replay(TorchFunctionMode):
         return self._through(rule, use.keys, args[0])
 
     def _through(self, rule: Rule, keys: Sequence[Key], *inputs: Tensor) -> Tensor:
+        if self.precision is not None:
+            precision = torch.float32 if isinstance(rule, layers.Mapped) else self.precision
+            inputs = tuple(one.to(precision) if one.is_floating_point() else one for one in inputs)
         return through(rule, self.tally, self.anchor if keys else None, *inputs)
 
     def _target(self, tensor: Tensor | None) -> Target | None:
@@ -158,7 +169,8 @@ class Replay(TorchFunctionMode):
         return tuple(key for key in map(self._key, tensors) if key is not None)
 
     def _linear(self, weight: Tensor, bias: Tensor | None) -> layers.Linear:
-        return layers.Linear(weight.detach(), _cut(bias), self._target(weight), self._target(bias))
+        weights = [None if one is None else one.detach().to(self.precision or one.dtype) for one in (weight, bias)]
+        return layers.Linear(_known(weights[0]), weights[1], self._target(weight), self._target(bias))
 
     def _linear_rule(self, use: Use, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Rule:
         return self._linear(weight, bias)
@@ -173,7 +185,7 @@ class Replay(TorchFunctionMode):
         places = len(input) * input.shape[2] * input.shape[3] // (window.stride[0] * window.stride[1])
         is_large = weight.numel() > places * len(weight)
         layout = None if is_large else self.plan.memory_format
-        return Convolution(kernel, norm, use.activation, use.output_kept, layout)
+        return Convolution(kernel, norm, use.activation, use.output_kept, layout, self.precision)
 
     def _statistics(
         self, input: Tensor | None, mean: Tensor, variance: Tensor, weight: Tensor | None = None,
@@ -218,9 +230,9 @@ def _cut(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach()
 
 
-def _known(target: Target | None) -> Target:
-    assert target is not None
-    return target
+def _known(given: Known | None) -> Known:
+    assert given is not None
+    return given
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -236,7 +248,9 @@ def _padding(value: Any, weight: Tensor, dilation: tuple[int, int]) -> tuple[int
 
 def pull_back(tally: Tally, derived: Mapping[int, Tensor], parameters: Mapping[str, Tensor]) -> None:
     """Turns per-image gradients at computed weights into those at the parameters they were computed from."""
-    roots = [(tensor, tally.gradients.pop(at)) for at, tensor in derived.items() if at in tally.gradients]
+    roots = [
+        (tensor, tally.gradients.pop(at).to(tensor.dtype)) for at, tensor in derived.items() if at in tally.gradients
+    ]
     if not roots:
         return
     outputs, gradients = zip(*roots, strict=True)

@@ -51,7 +51,7 @@ class Measurement:
 
 def gradient_norms(
     model: nn.Module, images: Tensor, *, multiple: bool = False, per_tensor: bool = False, temperature: float = 1.0,
-    memory_budget: int = MEMORY_BUDGET,
+    memory_budget: int = MEMORY_BUDGET, activations: torch.dtype = torch.float32,
 ) -> Tensor:  # fmt: skip
     """Sum over the parameter tensors t of ||dH/dt||, for each image (arXiv 2411.15217, active phase).
 
@@ -64,6 +64,8 @@ def gradient_norms(
         per_tensor: one column for each trained parameter, in the order of `model.named_parameters()`.
         temperature: H is taken of softmax(logits / temperature).
         memory_budget: bytes for activations; the batch is cut to fit. The result does not depend on it.
+        activations: torch.bfloat16 keeps what is between the layers, and multiplies, in half the memory; meant for GPUs.
+            The norms are then no longer exact: benchmarks/gradient_norms.md says by how much.
 
     Returns:
         float64 [N], or [N, T] if per_tensor.
@@ -72,7 +74,9 @@ def gradient_norms(
         ValueError: a module is in training mode.
         NonFiniteScore: an image leads to NaN or infinity.
     """
-    scorer = GradientNorms(model, multiple=multiple, temperatures=(temperature,), memory_budget=memory_budget)
+    scorer = GradientNorms(
+        model, multiple=multiple, temperatures=(temperature,), memory_budget=memory_budget, activations=activations
+    )
     measurement = scorer.measure(images)
     return measurement.tensors[0] if per_tensor else measurement.norms
 
@@ -88,8 +92,9 @@ class GradientNorms:
 
     def __init__(
         self, model: nn.Module, *, multiple: bool = False, temperatures: Sequence[float] = (1.0,),
-        memory_budget: int = MEMORY_BUDGET,
+        memory_budget: int = MEMORY_BUDGET, activations: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
+        self.precision = None if activations == torch.float32 else activations
         self.model, self.multiple, self.temperatures = model, multiple, tuple(temperatures)
         self.memory_budget = memory_budget
         self.parameters = calls.trainable(model)
@@ -161,7 +166,7 @@ class GradientNorms:
         anchor = torch.zeros((), device=images.device, requires_grad=True)
         arranged = images.contiguous(memory_format=plan.memory_format)
         tally = Tally(len(images))
-        replay = Replay(plan, names, rules, tally, anchor)
+        replay = Replay(plan, names, rules, tally, anchor, self.precision)
         with torch.enable_grad(), replay:
             logits = self.model(arranged)
         levels = []
@@ -173,7 +178,7 @@ class GradientNorms:
                 torch.autograd.grad(logits, anchor, seeds.to(logits), retain_graph=not last, allow_unused=True)
                 pull_back(tally, replay.derived_weights(), self.parameters)
             levels.append(tally.table(self.parameters, scales))
-        return logits.detach(), torch.stack(levels)
+        return logits.detach().to(images.dtype), torch.stack(levels)
 
 
 def _key(images: Tensor) -> tuple[object, ...]:

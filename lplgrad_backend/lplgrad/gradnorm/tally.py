@@ -38,6 +38,7 @@ class Tally:
         """Per-image gradients [N, ...] of one use."""
         if target is None:
             return
+        gradient = gradient.to(at_least_single(gradient))
         if target.alone:
             self.squares[target.key] = squared_norms(gradient)
         elif target.key in self.gradients:
@@ -69,7 +70,10 @@ class Tally:
 def squared_norms(gradient: Tensor) -> Tensor:
     """[N, ...] -> [N], at least float32."""
     flat = gradient.reshape(len(gradient), -1)  # a parameter may be a single number
-    if flat.dtype in (torch.float16, torch.bfloat16):
-        flat = flat.float()
-    lengths: Tensor = torch.linalg.vector_norm(flat, dim=1)
+    lengths: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=at_least_single(flat))
     return lengths.square()
+
+
+def at_least_single(values: Tensor) -> torch.dtype:
+    """Of sums over half-precision values."""
+    return torch.promote_types(values.dtype, torch.float32)

@@ -1,0 +1,89 @@
+"""What each shortcut of the gradient norms is worth: a batch's time without it, over that with all of them.
+
+    .venv/bin/python -m benchmarks.gradient_norms_ablation [--rounds 5]
+
+The networks that have a target, measured as benchmarks/gradient_norms.py does; the answers must stay the same. Adds its
+table to gradient_norms.md and gradient_norms.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.gradient_norms import PAGE, RESULTS, TARGETS, images_of, network_of, page, seconds
+from lplgrad_backend.lplgrad.gradnorm import GradientNorms, calls, convolution, products, replay, trace
+
+SETTINGS = TARGETS[:3]
+Without = Callable[[], AbstractContextManager[Any]]
+
+
+def _contiguous(model: nn.Module, image: Tensor, memory_format: torch.memory_format) -> trace.Plan:
+    del memory_format
+    return _LOOK(model, image, torch.contiguous_format)
+
+
+def _folded(kernel: Any, statistics: Any, activation: Any, kept: bool, layout: Any) -> convolution.Convolution:
+    return convolution.Convolution(kernel, statistics, activation, kept, layout or torch.channels_last)
+
+
+def _never(*_: object) -> bool:
+    return False
+
+
+_LOOK = trace._trace
+WITHOUT: dict[str, Without] = {
+    "channels last": lambda: patch.object(trace, "_trace", _contiguous),
+    "BatchNorm in the convolution": lambda: patch.object(trace, "_take_norm", lambda tracer, use, output, once: output),
+    "the activation in the convolution": lambda: patch.object(trace, "activation_of", lambda *_: None),
+    "large weights as they lie": lambda: patch.object(replay, "Convolution", _folded),
+    "Gram matrices of convolutions": lambda: patch.object(convolution, "gram_is_cheaper", _never),
+    "Gram matrices of 1x1 convolutions": lambda: patch.object(convolution, "outer_gram_is_cheaper", _never),
+    "depthwise 3x3 image by image": lambda: patch.object(products, "LARGEST_DIRECT_KERNEL", 0),
+    "pooling without writing its gradient": lambda: patch.object(calls, "is_global_pool", _never),
+}
+
+
+def ratios(model: nn.Module, images: Tensor, rounds: int) -> dict[str, float]:
+    """Median of the rounds' ratios, for each shortcut left out."""
+    ways: dict[str, Without] = {"": nullcontext, **WITHOUT}
+    scorers = {name: GradientNorms(model) for name in ways}
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    norms: dict[str, Tensor] = {}
+    for _ in range(rounds + 1):
+        for name, way in ways.items():
+            with way():
+                taken[name].append(seconds(lambda name=name: norms.update({name: scorers[name].measure(images).norms})))  # type: ignore[misc]
+    for name in WITHOUT:
+        torch.testing.assert_close(norms[name], norms[""], rtol=1e-3, atol=1e-9, msg=name)
+    return {
+        name: round(statistics.median(a / b for a, b in zip(taken[name][1:], taken[""][1:], strict=True)), 3)
+        for name in WITHOUT
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found = {}
+    for setting in SETTINGS:
+        found[setting.name] = ratios(network_of(setting), images_of(setting, setting.count), options.rounds)
+        print(setting.name, found[setting.name], flush=True)
+    results = json.loads(RESULTS.read_text())
+    results["ablation"] = {"rounds": options.rounds, "without": found}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    PAGE.write_text(page(results))
+
+
+if __name__ == "__main__":
+    main()
