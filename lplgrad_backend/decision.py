@@ -58,9 +58,9 @@ def needs_reading(
 
     Args:
         counter: the project's `total_annotations_number` now.
-        age: seconds since the last full reading.
+        age: seconds since the last full reading; less than none after the clock was set back.
     """
-    if status.annotations_seen is None or counter is None or age > FULL_READING_SECONDS:
+    if status.annotations_seen is None or counter is None or not 0 <= age <= FULL_READING_SECONDS:
         return True
     if Mark.ANNOTATIONS in marks or Mark.ROUND in marks or status.last_error is not None:
         return True

@@ -153,3 +153,10 @@ class NonFiniteScore(LPLGradError):
             f"Non-finite values in {where} for image(s) {indices} of the batch: check the image and weights."
         )
         self.indices, self.where = indices, where
+
+
+def may_pass(error: LPLGradError) -> bool:
+    """Whether the next try may do better though nobody mends anything: a server or disk that is away, a child killed."""
+    if isinstance(error, LabelStudioError):
+        return error.status is None or error.status >= 500 or error.status == 429
+    return isinstance(error, TrainingError | StoreError)

@@ -92,7 +92,7 @@ def memory_queue() -> Queue:
 
 class Jobs:
     """Rings and answers bells. `answer(project)` is called in the process that calls `step`; it returns False when another
-    process is at the project, and is then called again a little later."""
+    process is at the project, and is then called again a little later, or after so many seconds as it returns."""
 
     def __init__(
         self, queue: Queue, answer: Callable[[int], object], clock: Callable[[], float] = time.monotonic
@@ -164,8 +164,11 @@ class Jobs:
             self.ring(project)
 
     def _call(self, project: int) -> None:
-        if self._answer(project) is False:
+        answered = self._answer(project)
+        if answered is False:
             self._owed[project] = self._clock() + AGAIN_SECONDS
+        elif isinstance(answered, float):
+            self._owed[project] = self._clock() + answered
 
 
 def _is_bell(task: Any) -> bool:

@@ -21,7 +21,7 @@ from lplgrad_backend.chronicle import Chronicle
 from lplgrad_backend.comparison import compare, split
 from lplgrad_backend.decision import labels_per_class, needs_reading, verdict
 from lplgrad_backend.draft import draft_of
-from lplgrad_backend.errors import HoldLost, LPLGradError, NotLearnable
+from lplgrad_backend.errors import HoldLost, LPLGradError, NotLearnable, may_pass
 from lplgrad_backend.files import remove_leftovers
 from lplgrad_backend.first_queue import FirstQueue, is_wanted
 from lplgrad_backend.labeling import (
@@ -31,7 +31,7 @@ from lplgrad_backend.labeling import (
     parse_label_config,
     read_annotations,
 )
-from lplgrad_backend.labelstudio import LabelStudio
+from lplgrad_backend.labelstudio import LOST_ANSWER, LabelStudio
 from lplgrad_backend.locks import Hold
 from lplgrad_backend.logs import about, current, note
 from lplgrad_backend.notice import Notice
@@ -118,7 +118,7 @@ class Learner:
             raise
         except LPLGradError as error:
             log.warning("project %d: %s", look.project, error)
-            look.failed(error, str(error))
+            look.failed(error, str(error), may_pass=may_pass(error))
         except Exception as error:
             log.exception("project %d: unexpected", look.project)
             look.failed(error, "An unexpected error; the log has it.")
@@ -151,6 +151,8 @@ class _Look:
         self.marks = self.statuses.marks(project)
 
     def run(self, rounds: bool) -> None:
+        if self.status.phase is Phase.PUBLISHING:  # its process was killed: Label Studio may still be at its last push
+            self.stop.wait(LOST_ANSWER)
         row = self.label_studio.project(self.project)
         labeling = parse_label_config(str(row.get("label_config") or ""), self.statuses.control(self.project))
         self.update(title=str(row.get("title") or ""))
@@ -169,7 +171,7 @@ class _Look:
             self._begin(row, labeling)
         if trained is not None:
             self.notice.show(self.chronicle.read(), training=False)
-        self.update(phase=Phase.IDLE, last_error=None, last_error_at=None)
+        self.update(phase=Phase.IDLE, last_error=None, last_error_at=None, may_pass=False)
         self.clear_marks()
 
     def update(self, **changes: Any) -> None:

@@ -137,7 +137,7 @@ def download(address: str, file: Path) -> None:
 
 def _imagenet(backbone: str, folder: Path, fetch: Callable[[str, Path], None]) -> Pretrained:
     note = folder / f"{backbone}.unavailable"
-    if note.exists() and time.time() - note.stat().st_mtime < RETRY_SECONDS:
+    if note.exists() and 0 <= time.time() - note.stat().st_mtime < RETRY_SECONDS:
         return Pretrained(None, warning=note.read_text())
     try:
         weights = torchvision.models.get_model_weights(backbone).DEFAULT

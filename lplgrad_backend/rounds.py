@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
+import re
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
@@ -27,9 +30,13 @@ from lplgrad_backend.settings import Settings, read_settings, without_secrets
 from lplgrad_backend.status import Phase
 from lplgrad_backend.store import OrderHealth
 
+log = logging.getLogger(__name__)
 WEIGHTS, SCORES, OUTCOME = "weights.safetensors", "scores.safetensors", "outcome.json"
 TRAINER = (sys.executable, "-m", "lplgrad_backend.trainer")
 GRACE_SECONDS = 10.0
+SMALLEST_SHARE = 8
+# where the kernel counts the processes that it killed for memory: a container's own, and the machine's
+KERNEL_KILLS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
 class PoolTask(BaseModel):
@@ -55,6 +62,11 @@ class Order(BaseModel):
     version: str | None = None  # score with this version instead of training
     about: About = About()  # what the child's log lines are about
     cold: bool = False
+    share: int = 1  # batches are this many times smaller than they would be: memory ran out with larger ones
+
+    def smaller(self) -> Order | None:
+        """The same with batches of half the size; None where these are as small as they get."""
+        return None if self.share >= SMALLEST_SHARE else self.model_copy(update={"share": 2 * self.share})
 
 
 class Outcome(BaseModel):
@@ -91,7 +103,7 @@ class Failure(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Literal["not learnable", "failed"]
+    kind: Literal["not learnable", "failed", "out of memory"]
     failure: str
 
 
@@ -109,6 +121,14 @@ class RoundStopped(Exception):
     """The round was asked to stop; nothing is wrong."""
 
 
+class _OutOfMemory(Exception):
+    """The child said that memory ran out, or the kernel ended it for that."""
+
+
+class _Killed(Exception):
+    """Somebody ended the child by SIGKILL, or the kernel did where it does not say so."""
+
+
 def run_round(
     order: Order,
     folder: Path,
@@ -117,13 +137,47 @@ def run_round(
     stop: Stop,
     command: Sequence[str] = TRAINER,
 ) -> Outcome:
-    """Run the child to its end. Results are in `folder`; `report` is called with each line of progress.
+    """Run the child to its end; again with smaller batches when memory runs out, and once more when it is killed.
+
+    Results are in `folder`; `report` is called with each line of progress.
 
     Raises:
         NotLearnable: there is nothing to train on.
         TrainingError: the child ended without a result; the message carries its last words.
         RoundStopped: `stop` said so.
     """
+    current, kills = order, 0
+    while True:
+        try:
+            return _attempt(current, folder, settings, report, stop, command)
+        except _OutOfMemory as error:
+            smaller = current.smaller()
+            if smaller is None:
+                raise TrainingError(
+                    f"Memory ran out, also with batches {current.share} times smaller than usual{error}. Set a smaller "
+                    "LPLGRAD_IMAGE_SIZE or LPLGRAD_POOL_LIMIT, or give the backend more memory."
+                ) from error
+            log.warning("project %d: memory ran out; again with batches of half the size", order.project)
+            current = smaller
+        except _Killed as error:
+            kills += 1
+            if kills > 1:
+                raise TrainingError(
+                    "The training process was killed twice, most likely for memory: use a smaller LPLGRAD_IMAGE_SIZE."
+                ) from error
+            log.warning("project %d: the training process was killed; once more", order.project)
+
+
+def _attempt(
+    order: Order,
+    folder: Path,
+    settings: Settings,
+    report: Callable[[Progress], None],
+    stop: Stop,
+    command: Sequence[str],
+) -> Outcome:
+    (folder / OUTCOME).unlink(missing_ok=True)
+    before = kernel_kills()
     with _child(command, stop) as child:
         assert child.stdin is not None and child.stdout is not None
         _send(child.stdin, order, folder, settings)
@@ -132,14 +186,22 @@ def run_round(
     if stop.is_set():
         raise RoundStopped
     if isinstance(last, Failure):
-        raise (NotLearnable if last.kind == "not learnable" else TrainingError)(last.failure)
+        kind = {"not learnable": NotLearnable, "out of memory": _OutOfMemory}.get(last.kind, TrainingError)
+        raise kind(last.failure)
+    if status == -signal.SIGKILL:
+        raise _OutOfMemory if kernel_kills() > before else _Killed
     if status != 0 or not (folder / OUTCOME).is_file():
-        raise TrainingError(f"The training process ended with status {status} and no result{_hint(status)}.")
+        raise TrainingError(f"The training process ended with status {status} and no result; see the log.")
     return Outcome.model_validate_json((folder / OUTCOME).read_bytes())
 
 
-def _hint(status: int) -> str:
-    return " (killed, most likely for memory: use a smaller LPLGRAD_IMAGE_SIZE)" if status == -9 else "; see the log"
+def kernel_kills(files: Iterable[Path] = KERNEL_KILLS) -> int:
+    """How many processes the kernel has killed for memory so far, as far as it says so here."""
+    found = 0
+    for file in files:
+        with contextlib.suppress(OSError):
+            found += sum(int(count) for count in re.findall(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE))
+    return found
 
 
 @contextlib.contextmanager

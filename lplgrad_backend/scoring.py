@@ -67,6 +67,7 @@ class Scorer:
         for_ordering: keep also what strategies ask of an image, which costs a forward pass more.
         temperatures: of the norms that strategies may ask for; the first is 1.
         confidence: by what logits are divided for probabilities; norms do not know of it.
+        batch: images measured at once.
     """
 
     def __init__(
@@ -76,8 +77,10 @@ class Scorer:
         for_ordering: bool = False,
         temperatures: Sequence[float] = TEMPERATURES[:1],
         confidence: float = 1.0,
+        batch: int = BATCH,
     ) -> None:
         self.network, self._for_ordering, self._confidence = network, for_ordering, confidence
+        self._batch = batch
         self._multiple = network.architecture.multiple
         self._gradient_norms = GradientNorms(network.main, multiple=self._multiple, temperatures=temperatures)
         # two batches at once would take twice the memory and no less time
@@ -91,8 +94,8 @@ class Scorer:
         Raises:
             TrainingError: not even a plain grey image has a finite score, so the fault is the network's.
         """
-        for start in range(0, len(tasks), BATCH):
-            part = tasks[start : start + BATCH]
+        for start in range(0, len(tasks), self._batch):
+            part = tasks[start : start + self._batch]
             loaded = list(images.load_many(part, self.network.architecture.side))
             pixels = [one for one in loaded if not isinstance(one, ImageError)]
             uris = [uri for (_, uri), one in zip(part, loaded, strict=True) if not isinstance(one, ImageError)]

@@ -9,6 +9,7 @@ import socket
 import stat
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from lplgrad_backend.service import build_service
 from lplgrad_backend.settings import ENV_FILE, Settings, read_settings
 
 log = logging.getLogger(__name__)
+ADDRESS_SECONDS = 5.0
 # gunicorn.conf.py says the same to `gunicorn _wsgi:app`
 OPTIONS = {
     "worker_class": "gthread",
@@ -107,21 +109,21 @@ def check_folder(settings: Settings) -> None:
         ) from error
 
 
-def check_address(host: str, port: int) -> None:
+def check_address(host: str, port: int, patience: float = 0.0) -> None:
     """Listen there for a moment, since gunicorn tries for five seconds and then says less.
+
+    Args:
+        patience: seconds in which it may still come free: the child of a server that was killed takes a moment to leave.
 
     Raises:
         SettingsError: naming --host or --port.
     """
     if not 0 <= port <= 65535:
         raise SettingsError("--port", port, "a number from 0 to 65535")
+    until = time.monotonic() + patience
     try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        while not _listened(host, port, last=time.monotonic() >= until):
+            time.sleep(0.1)
     except OSError as error:
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
             raise SettingsError("--port", port, f"a free port that you may use ({error.strerror})") from error
@@ -137,6 +139,22 @@ class JsonLog(Logger):  # type: ignore[misc]
         super().setup(cfg)
         for handler in (*self.error_log.handlers, *self.access_log.handlers):
             handler.setFormatter(JsonFormatter())
+
+
+def _listened(host: str, port: int, *, last: bool) -> bool:
+    """Whether that worked; False for an address in use, unless it is the last try."""
+    family, kind, _, _, address = socket.getaddrinfo(
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            if last or error.errno != errno.EADDRINUSE:
+                raise
+            return False
+    return True
 
 
 class Server(BaseApplication):  # type: ignore[misc]
@@ -166,6 +184,6 @@ def serve(settings: Settings, host: str, port: int) -> None:
     keep_private()
     start_logging(settings)
     check_folder(settings)
-    check_address(host, port)
+    check_address(host, port, ADDRESS_SECONDS)
     say_what_is_missing(settings)
     Server(settings, host, port).run()

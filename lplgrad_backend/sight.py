@@ -18,7 +18,7 @@ from lplgrad_backend.lplgrad.gradnorm.entropy import TEMPERATURES
 from lplgrad_backend.lplgrad.network import Looked, Network
 from lplgrad_backend.lplgrad.pool import Answers, FeaturePool
 from lplgrad_backend.lplgrad.training import look_at
-from lplgrad_backend.scoring import Measured, Readable, Scorer, as_batch, probabilities_of, readable
+from lplgrad_backend.scoring import BATCH, Measured, Readable, Scorer, as_batch, probabilities_of, readable
 
 Told = Callable[[int], None]
 
@@ -46,10 +46,11 @@ class Sight:
     Args:
         network: that is trained, on its device.
         frozen: what looks for a network of which the head alone is trained; None: its pixels are learned from.
+        batch: images measured at once, where it is not `frozen` that looks.
     """
 
-    def __init__(self, network: Network, images: Images, frozen: FrozenFeatures | None) -> None:
-        self._network, self._images, self._frozen = network, images, frozen
+    def __init__(self, network: Network, images: Images, frozen: FrozenFeatures | None, batch: int = BATCH) -> None:
+        self._network, self._images, self._frozen, self._batch = network, images, frozen, batch
         self.looked_at = 0  # images that went through the frozen part; the others' features were kept
 
     def labelled(self, examples: Sequence[Example], done: Told = lambda count: None) -> Labelled:
@@ -80,7 +81,7 @@ class Sight:
 
     def features(self, images: Tensor | Looked) -> Tensor:
         """What the head sees of images, [N, D] on the processor."""
-        looked = look_at(self._network, images) if isinstance(images, Tensor) else images
+        looked = look_at(self._network, images, self._batch) if isinstance(images, Tensor) else images
         return looked.features.cpu()
 
     def pool(
@@ -93,7 +94,9 @@ class Sight:
             confidence: by what logits are divided for probabilities.
         """
         if self._frozen is None:
-            scorer = Scorer(self._network, for_ordering=True, temperatures=ladder, confidence=confidence)
+            scorer = Scorer(
+                self._network, for_ordering=True, temperatures=ladder, confidence=confidence, batch=self._batch
+            )
             return readable(tasks, list(scorer.measure(self._images, tasks, done)))
         seen = self._frozen.see(tasks, done)
         self.looked_at += seen.computed

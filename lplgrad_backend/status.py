@@ -80,6 +80,7 @@ class ProjectStatus(BaseModel):
     cold_start: ColdStart | None = None  # the order before the first version
     last_error: str | None = None
     last_error_at: datetime | None = None
+    may_pass: bool = False  # the last error may be gone at the next try, which comes soon
     to_do_by_hand: str | None = None  # what LPLGRAD_MANAGE_PROJECT=false leaves to a person
     not_published: str | None = None  # why another version than the newest is served
     warnings: list[str] = []

@@ -35,6 +35,7 @@ from lplgrad_backend.lplgrad.ordering import SAFE, Acquisition, Health, Ordered
 from lplgrad_backend.lplgrad.recipe import Recipe
 from lplgrad_backend.lplgrad.spreading import GAP
 from lplgrad_backend.lplgrad.training import fit
+from lplgrad_backend.memory import in_batches, is_out_of_memory, memory_warning, scoring_batch
 from lplgrad_backend.preparation import device_of, start_of, typical_side
 from lplgrad_backend.rounds import OUTCOME, SCORES, WEIGHTS, Failure, Order, Outcome, Progress, receive
 from lplgrad_backend.scoring import (
@@ -56,6 +57,7 @@ from lplgrad_backend.store import OrderHealth, Store, write_scores
 log = logging.getLogger(__name__)
 NICENESS = 10
 REPORT_SECONDS = 0.5
+FIRST_TO_END = "800"  # of -1000 to 1000
 
 
 class Reporter:
@@ -94,15 +96,16 @@ def run(order: Order, folder: Path, settings: Settings) -> Outcome:
     labeling, device = order.labeling, device_of(settings)
     longest = typical_side(order, images)
     start = start_of(settings, longest, len(labeling.classes), labeling.multiple, len(order.examples), device)
-    network = start.network.to(device)
+    network, recipe = start.network.to(device), in_batches(start.recipe, order.share)
     log.info("project %d: recipe %s", order.project, start.reason)
-    sight = Sight(network, images, FrozenFeatures(network, images) if start.recipe.trained == "head" else None)
+    frozen = FrozenFeatures(network, images) if recipe.trained == "head" else None
+    sight = Sight(network, images, frozen, scoring_batch(order.share))
     labelled = sight.labelled(order.examples, lambda done: report(Phase.LOADING, done, len(order.examples)))
     check_classes(labelled, len(order.examples))
     unseen = None
     if isinstance(labelled.images, Looked):
-        unseen = cross_fit(network, labelled.images, labelled.targets, start.recipe, seed=settings.seed, device=device)
-    metrics = _train(network, labelled, start.recipe, settings, report)
+        unseen = cross_fit(network, labelled.images, labelled.targets, recipe, seed=settings.seed, device=device)
+    metrics = _train(network, labelled, recipe, settings, report)
     safetensors.torch.save_file(network.state_dict(), folder / WEIGHTS)
     trained_seconds = time.monotonic() - started
     held_out = sight.labelled(order.held_out)
@@ -116,12 +119,12 @@ def run(order: Order, folder: Path, settings: Settings) -> Outcome:
     return scored.model_copy(
         update={
             "architecture": network.architecture.as_plain(),
-            "recipe": start.recipe.as_plain(),
+            "recipe": recipe.as_plain(),
             "recipe_reason": start.reason,
             "temperature": sure.temperature,
             "temperature_from": sure.origin,
             "metrics": metrics,
-            "warnings": start.said + scored.warnings,
+            "warnings": start.said + scored.warnings + memory_warning(order.share),
             "suspects": find_suspects(suspicions, labelled.targets, labelled.examples, labeling),
             "unreadable": labelled.unreadable | scored.unreadable,
             "held_out": named_classes(held_out.examples, said, labeling),
@@ -133,7 +136,8 @@ def _score_only(order: Order, folder: Path, settings: Settings, images: Images, 
     store = Store(settings.model_dir)
     manifest = store.manifest(order.project, str(order.version))
     network = load_network(manifest, store.weights_path(order.project, manifest.version)).to(device_of(settings))
-    scorer = Scorer(network, for_ordering=True, confidence=manifest.temperature)
+    batch = scoring_batch(order.share)
+    scorer = Scorer(network, for_ordering=True, confidence=manifest.temperature, batch=batch)
     found = _measure(scorer, order, images, report)
     known = store.scores(order.project, manifest.version)
     standing = insert([task for task, _ in found.tasks], found.measured, known, manifest.scale)
@@ -270,6 +274,8 @@ def main() -> None:
     order, folder, settings = receive(sys.stdin.buffer)
     start_logging(settings, order.about)
     os.nice(NICENESS)
+    with contextlib.suppress(OSError):  # where memory runs out this process is the one to end, and is started again
+        Path("/proc/self/oom_score_adj").write_text(FIRST_TO_END)
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     try:
         (folder / OUTCOME).write_text(run(order, folder, settings).model_dump_json())
@@ -277,9 +283,12 @@ def main() -> None:
         say(Failure(kind="not learnable", failure=str(error)).model_dump())
     except LPLGradError as error:
         say(Failure(kind="failed", failure=str(error)).model_dump())
-    except Exception:
-        log.exception("project %d: the round failed", order.project)
-        os._exit(1)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            log.exception("project %d: the round failed", order.project)
+            os._exit(1)
+        said = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        say(Failure(kind="out of memory", failure=f" ({said[:200]})").model_dump())
     os._exit(0)  # the thread that waits for the parent's end holds standard input
 
 

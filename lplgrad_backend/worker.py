@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 PATIENCE_SECONDS = 1.0
 NICENESS = 5
 BEAT_SECONDS = 10.0
+LEAVE_SECONDS = 15.0  # longer than a round's child is given to end
+REPEAT_SECONDS, LONGEST_REPEAT_SECONDS = 5.0, 80.0
 SETTINGS_BY_PIPE = "-"  # the argument with which settings come as a line of JSON, secrets included
 LOCK = "worker.lock"
 
@@ -48,6 +50,28 @@ def run_worker(settings: Settings, lifeline: IO[bytes] | None = None, heavy: Hea
     if lifeline is not None:
         leave_with_parent(lifeline, stop.set)
     os.nice(NICENESS)
+    with _leaving_in_time(stop):
+        _work_when_alone(settings, stop, heavy)
+
+
+@contextmanager
+def _leaving_in_time(stop: threading.Event) -> Iterator[None]:
+    """Whoever hangs in a request that Label Studio does not answer leaves all the same, and locks nobody out."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        stop.wait()
+        if not ended.wait(LEAVE_SECONDS):
+            os._exit(1)
+
+    threading.Thread(target=watch, name="leaving", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _work_when_alone(settings: Settings, stop: threading.Event, heavy: Heavy) -> None:
     waiting = False
     while not stop.is_set():
         with file_lock(settings.model_dir / LOCK) as ours:
@@ -63,7 +87,18 @@ def run_worker(settings: Settings, lifeline: IO[bytes] | None = None, heavy: Hea
 def _work(settings: Settings, stop: threading.Event, heavy: Heavy) -> None:
     store, statuses = Store(settings.model_dir), StatusFolder(settings.model_dir, open_locks(settings))
     learner = Learner(settings, store, statuses, open_label_studio(settings), stop, heavy)
-    jobs = Jobs(open_queue(settings.queue_url, settings.model_dir), learner.reconcile)
+    failed: dict[int, int] = {}  # project -> looks in a row that ended with what may pass
+
+    def answer(project: int) -> bool | float:
+        """Look at a project: whether that could be done, or in how many seconds another try may do better."""
+        looked = learner.reconcile(project)
+        times = failed.pop(project, 0)
+        if not looked or not statuses.read(project).may_pass:
+            return looked
+        failed[project] = times + 1
+        return min(LONGEST_REPEAT_SECONDS, REPEAT_SECONDS * 2.0**times)
+
+    jobs = Jobs(open_queue(settings.queue_url, settings.model_dir), answer)
 
     def known_projects() -> list[int]:
         """All projects that were ever connected, marked to have their queue looked at too."""

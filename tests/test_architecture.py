@@ -45,6 +45,7 @@ FLOORS = (
         "cold_order",
         "sight",
         "trainer",
+        "memory",
         "unlabelled",
         "first_queue",
         "predictor",

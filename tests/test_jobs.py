@@ -99,6 +99,16 @@ class QueueContract:
         assert not jobs.step()
         assert calls == [1, 1, 1]
 
+    def test_a_look_that_failed_is_repeated_after_the_seconds_it_asks_for(self, queue: Huey) -> None:
+        now, calls, wanted = [0.0], list[int](), [5.0, 10.0, True]
+        jobs = Jobs(queue, lambda project: calls.append(project) or wanted[len(calls) - 1], clock=lambda: now[0])
+        jobs.ring(1)
+        assert jobs.step()
+        for seconds, more in ((4.0, False), (5.0, True), (14.0, False), (15.0, True), (99.0, False)):
+            now[0] = seconds
+            assert jobs.step() is more
+        assert calls == [1, 1, 1]
+
     def test_who_leaves_hands_back_what_it_owes(self, queue: Huey) -> None:
         leaving = Jobs(queue, lambda project: False)
         leaving.ring(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ from fake_label_studio import Fault
 from learner_stage import CONFIG, Stage, choice
 
 from lplgrad_backend.errors import TrainingError
+from lplgrad_backend.labelstudio import LOST_ANSWER
 from lplgrad_backend.learner import Learner
 from lplgrad_backend.rounds import RoundStopped
 from lplgrad_backend.settings import read_settings
-from lplgrad_backend.status import Mark, Phase, StatusFolder
+from lplgrad_backend.status import Mark, Phase, StatusFolder, now
 from lplgrad_backend.store import Store
 
 
@@ -335,3 +337,49 @@ def test_without_a_token_nothing_is_done(tmp_path: Path) -> None:
     learner = Learner(read_settings({}, None), Store(tmp_path), StatusFolder(tmp_path), None)
     learner.reconcile(1)
     assert Store(tmp_path).projects() == []
+
+
+# Clocks and kills
+
+
+def test_a_clock_set_back_makes_the_last_reading_count_for_nothing(stage: Stage) -> None:
+    """A change whose event was lost is found by a full reading, which is due every hour."""
+    stage.label(10)
+    stage.look()
+    for number in list(stage.fake.annotations):
+        stage.fake.change_annotation(number, {"result": choice("cat", "dog")})
+    assert stage.look().published == "v1"
+    status = stage.statuses.read(stage.project)
+    stage.statuses.write(status.model_copy(update={"read_at": now() + timedelta(days=2)}))
+    assert stage.look().published == "v2"
+
+
+def test_what_may_pass_is_marked_until_a_look_ends_well(stage: Stage) -> None:
+    stage.label(10)
+    stage.fake.faults.append(Fault("PATCH /api/projects", 503, times=9))
+    assert stage.look().may_pass
+    stage.fake.faults.clear()
+    status = stage.look()
+    assert (status.may_pass, status.published) == (False, "v1")
+    stage.fake.faults.append(Fault("GET /api/projects", 403))
+    assert not stage.look().may_pass
+
+
+def test_after_a_kill_while_publishing_the_last_push_may_still_arrive(stage: Stage) -> None:
+    """Label Studio goes on with a push whose sender is gone; asked at once, it lacks what it is about to have."""
+    waited: list[float] = []
+
+    class Arriving:
+        def is_set(self) -> bool:
+            return False
+
+        def wait(self, timeout: float) -> bool:
+            waited.append(timeout)
+            return False
+
+    stage.label(10)
+    stage.look()
+    stage.statuses.write(stage.statuses.read(stage.project).model_copy(update={"phase": Phase.PUBLISHING}))
+    stage.learner.stop = Arriving()
+    stage.look()
+    assert waited == [LOST_ANSWER]

@@ -22,6 +22,7 @@ from lplgrad_backend.rounds import (
     Progress,
     RoundStopped,
     end_process,
+    kernel_kills,
     leave_with_parent,
     run_round,
 )
@@ -118,13 +119,36 @@ def test_a_child_that_gives_up_says_why(parent: Parent, kind: str, error: type[L
     [
         ("leave(3)", "status 3"),
         ("leave(0)", "status 0 and no result; see the log"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", "most likely for memory: use a smaller LPLGRAD_IMAGE_SIZE"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "killed twice, most likely for memory"),
         ("(folder / OUTCOME).write_text('{}'); leave(1)", "status 1"),
     ],
 )
 def test_a_child_that_ends_without_a_result_is_an_error(parent: Parent, program: str, said: str) -> None:
     with pytest.raises(TrainingError, match=said):
         parent.run(program)
+
+
+def test_a_child_that_is_killed_is_started_once_more(parent: Parent) -> None:
+    once = "if not (folder / 'begun').exists(): (folder / 'begun').touch(); os.kill(os.getpid(), signal.SIGKILL)\n"
+    assert parent.run(once + DONE).metrics == {"scale": 2.0}
+
+
+class TestOutOfMemory:
+    SAYS = "print(json.dumps({'kind': 'out of memory', 'failure': ' (no room for 8 bytes)'})); leave()\n"
+
+    def test_the_batches_are_halved_until_they_fit(self, parent: Parent) -> None:
+        program = f"if order.share < 4:\n    {self.SAYS}"
+        done = "(folder / OUTCOME).write_text(Outcome(metrics={'share': order.share}).model_dump_json()); leave()"
+        assert parent.run(program + done).metrics == {"share": 4.0}
+
+    def test_of_the_smallest_it_is_an_error_that_says_what_to_do(self, parent: Parent) -> None:
+        with pytest.raises(TrainingError, match=r"8 times smaller.*no room for 8 bytes.*LPLGRAD_IMAGE_SIZE"):
+            parent.run(self.SAYS)
+
+    def test_the_kernel_says_whom_it_killed(self, tmp_path: Path) -> None:
+        counts = tmp_path / "memory.events"
+        counts.write_text("low 0\noom 3\noom_kill 2\noom_group_kill 0\n")
+        assert kernel_kills([counts, tmp_path / "missing"]) == 2
 
 
 def test_a_child_that_is_gone_before_it_has_read_its_order(parent: Parent) -> None:

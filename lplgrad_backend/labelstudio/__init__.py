@@ -3,6 +3,6 @@
 Verified against Label Studio 1.23.2; the source of each fact is the project's page on how it behaves.
 """
 
-from lplgrad_backend.labelstudio.client import LabelStudio, backend_fields
+from lplgrad_backend.labelstudio.client import LOST_ANSWER, LabelStudio, backend_fields
 
-__all__ = ["LabelStudio", "backend_fields"]
+__all__ = ["LOST_ANSWER", "LabelStudio", "backend_fields"]
