@@ -20,7 +20,7 @@ from lplgrad_backend.lplgrad.acquisition import Queue
 from lplgrad_backend.lplgrad.gradnorm import GradientNorms
 from lplgrad_backend.lplgrad.gradnorm.entropy import TEMPERATURES
 from lplgrad_backend.lplgrad.network import Architecture, Network
-from lplgrad_backend.lplgrad.ordering import Acquisition, Ordered, order_pool
+from lplgrad_backend.lplgrad.ordering import Acquisition, Ordered, order_cold, order_pool
 from lplgrad_backend.lplgrad.pool import AnsweredPool, Answers, answer
 from lplgrad_backend.lplgrad.training import freeze
 from lplgrad_backend.store import Manifest, PoolScores, address_digest
@@ -222,11 +222,19 @@ def among(measured: Sequence[Measured], known: PoolScores, scale: float) -> Stan
 
 
 def order_measured(
-    measured: Sequence[Measured], labelled: Tensor, multiple: bool, wanted: Acquisition, seed: int
+    measured: Sequence[Measured],
+    labelled: Tensor,
+    multiple: bool,
+    wanted: Acquisition,
+    seed: int,
+    *,
+    cold: bool = False,
 ) -> Ordered:
-    """Order images, at least one, that were measured for it; `labelled` are the features [L, D] of those with a label."""
+    """Order images, at least one, that were measured for it; `labelled` are the features [L, D] of those with a label.
+    `cold`: these are too few to ask the network."""
     answers = [one.answers for one in measured if one.answers is not None]
-    return order_pool(AnsweredPool(Answers.joined(answers), labelled, multiple), wanted, seed)
+    pool = AnsweredPool(Answers.joined(answers), labelled, multiple)
+    return order_cold(pool, wanted, seed) if cold else order_pool(pool, wanted, seed)
 
 
 def _norms(measured: Sequence[Measured]) -> NDArray[np.float64]:

@@ -101,8 +101,9 @@ class Settings(BaseModel):
     cold_start: bool = Field(
         True,
         alias="LPLGRAD_COLD_START",
-        description="`false` leaves the first labels, before there is a version, to Label Studio's own order; else typical "
-        "images come first (not with the preset `paper` or the strategy `random`).",
+        description="`true`: typical images come first before there is a version, and with frozen features and the default "
+        "strategy below three labels a class (not with the preset `paper` or the strategy `random`); `false`: Label "
+        "Studio's own order until there is a version.",
     )
     random_share: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.05,

@@ -28,6 +28,7 @@ from lplgrad_backend.images import Images
 from lplgrad_backend.latecomers import insert
 from lplgrad_backend.logs import start_logging
 from lplgrad_backend.lplgrad.acquisition import DEFAULT
+from lplgrad_backend.lplgrad.cold_start import is_cold
 from lplgrad_backend.lplgrad.cross_fitting import Unseen, cross_fit
 from lplgrad_backend.lplgrad.gradnorm.entropy import TEMPERATURES
 from lplgrad_backend.lplgrad.network import Looked, Network
@@ -229,13 +230,21 @@ def _score_and_order(
     found = sight.pool(tasks, ladder, confidence, lambda done: report(Phase.SCORING, done, len(tasks)))
     outcome, standing = Outcome(ordered_by=wanted.strategy), by_norm(found.measured)
     if found.measured:
-        features = sight.features(labelled.images)
+        features, cold = sight.features(labelled.images), too_cold(settings, wanted, labelled)
         with _one_thread():
-            ordered = order_measured(found.measured, features, multiple, wanted, settings.seed)
+            ordered = order_measured(found.measured, features, multiple, wanted, settings.seed, cold=cold)
         standing = in_queue(ordered.queue, len(ordered.pool), ordered.random)
         outcome = Outcome(ordered_by=ordered.ordered_by, health=seen_of(ordered.health), warnings=complaints(ordered))
     write_scores(pool_scores(found, standing, len(order.labeling.classes)), folder / SCORES)
     return outcome.model_copy(update={"metrics": {"scale": standing.scale}, "unreadable": found.unreadable})
+
+
+def too_cold(settings: Settings, wanted: Acquisition, labelled: Labelled) -> bool:
+    """Whether pretrained features are known and labels are too few for the default strategy to ask a network (below three a
+    class). A network that learns its features from so few has none to compare by."""
+    usual = wanted.strategy == DEFAULT and wanted.sharpness is not None and not wanted.strict
+    frozen = isinstance(labelled.images, Looked)
+    return settings.cold_start and usual and frozen and is_cold((labelled.targets > 0).sum(0))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,18 @@ from known_pool import alike_pool, random_pool
 
 from lplgrad_backend.lplgrad import acquisition
 from lplgrad_backend.lplgrad.acquisition import STRATEGIES, Queue, scores
-from lplgrad_backend.lplgrad.ordering import SAFE, Acquisition, headed, interleaved, order_pool, random_slots, spearman
+from lplgrad_backend.lplgrad.cold_start import cold_queue
+from lplgrad_backend.lplgrad.ordering import (
+    SAFE,
+    TYPICALITY,
+    Acquisition,
+    headed,
+    interleaved,
+    order_cold,
+    order_pool,
+    random_slots,
+    spearman,
+)
 
 values = st.lists(st.integers(-3, 3), min_size=2, max_size=9)
 
@@ -103,6 +114,17 @@ def test_what_is_slow_orders_the_head_and_margin_the_rest(strategy: str, budget:
     assert queue.positions[12:].tolist() == rest[: max(0, budget - 12)]
     assert len(queue.worth) == len(queue.positions) == budget
     assert (queue.worth.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_a_cold_pool_is_ordered_by_what_its_images_look_like(share: float) -> None:
+    pool = random_pool(40)
+    ordered = order_cold(pool, Acquisition(random_share=share), 2)
+    wanted = cold_queue(pool.features, pool.labelled_features, 2).positions.tolist()
+    drawn = set(ordered.queue.positions[ordered.random].tolist())
+    assert ordered.ordered_by == TYPICALITY and (len(drawn) > 0) == (share > 0)
+    assert ordered.queue.positions[~ordered.random].tolist() == [at for at in wanted if at not in drawn]
+    assert (ordered.queue.worth.diff() <= 0).all()
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])

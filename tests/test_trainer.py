@@ -21,17 +21,19 @@ from lplgrad_backend.demo.dataset import CLASSES, Digits
 from lplgrad_backend.errors import ImageError, NotLearnable, SettingsError, TrainingError, VersionNotFound
 from lplgrad_backend.labeling import Example, Labeling
 from lplgrad_backend.lplgrad.acquisition import STRATEGIES
-from lplgrad_backend.lplgrad.ordering import SAFE, Acquisition, order_pool
+from lplgrad_backend.lplgrad.network import Looked
+from lplgrad_backend.lplgrad.ordering import SAFE, TYPICALITY, Acquisition, order_pool
 from lplgrad_backend.lplgrad.pool import Answers, NetworkPool
 from lplgrad_backend.lplgrad.recipe import FROM_SCRATCH, recipe_from_plain
 from lplgrad_backend.lplgrad.spreading import GAP
 from lplgrad_backend.rounds import OUTCOME, SCORES, WEIGHTS, Order, Outcome, PoolTask, Progress, run_round
 from lplgrad_backend.scoring import Measured, Scorer, among, as_batch, load_network, order_measured, scale_of, scores_of
 from lplgrad_backend.settings import Settings, read_settings
+from lplgrad_backend.sight import Labelled
 from lplgrad_backend.sources import open_images, open_label_studio
 from lplgrad_backend.status import Phase, now
 from lplgrad_backend.store import Manifest, PoolScores, Store, read_scores
-from lplgrad_backend.trainer import Reporter, acquisition_of, complaints, draw_of, run
+from lplgrad_backend.trainer import Reporter, acquisition_of, complaints, draw_of, run, too_cold
 
 LABELING = Labeling(from_name="digit", to_name="image", data_key="image", classes=CLASSES, multiple=False)
 LABELLED, POOL = 20, 30
@@ -246,6 +248,9 @@ class TestFrozen:
         np.testing.assert_array_equal(found.scores, frozen.scores.scores)
         assert open_images(frozen.settings, open_label_studio(frozen.settings)).check() == []
 
+    def test_below_three_labels_a_class_typical_images_come_first(self, frozen: Round) -> None:
+        assert frozen.outcome.ordered_by == TYPICALITY
+
     def test_another_pool_draws_others(self, site: Site) -> None:
         order = site.order()
         assert draw_of(order) == draw_of(site.order())
@@ -310,6 +315,25 @@ class TestInThisProcess:
 )
 def test_the_settings_say_how_to_order(environ: dict[str, str], wanted: Acquisition) -> None:
     assert acquisition_of(read_settings(environ, None)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("environ", "labels", "cold"),
+    [
+        ({}, 5, True),
+        ({}, 6, False),
+        ({"LPLGRAD_COLD_START": "false"}, 5, False),
+        ({"LPLGRAD_STRICT": "true"}, 5, False),
+        ({"LPLGRAD_STRATEGY": "margin"}, 5, False),
+        ({"LPLGRAD_COVERAGE": "off"}, 5, False),
+    ],
+)
+def test_when_labels_are_too_few_to_ask_the_network(environ: dict[str, str], labels: int, cold: bool) -> None:
+    settings, looked = read_settings(environ, None), Looked(torch.zeros(labels, 2), torch.zeros(labels, 4), ())
+    targets = torch.eye(2)[torch.arange(labels) % 2]
+    assert too_cold(settings, acquisition_of(settings), Labelled(looked, targets, [], {})) == cold
+    pixels = torch.zeros(labels, 3, 8, 8, dtype=torch.uint8)
+    assert not too_cold(settings, acquisition_of(settings), Labelled(pixels, targets, [], {}))
 
 
 def test_every_strategy_can_be_set() -> None:

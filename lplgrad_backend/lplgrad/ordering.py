@@ -15,11 +15,13 @@ from torch import Tensor
 
 from lplgrad_backend.lplgrad import acquisition
 from lplgrad_backend.lplgrad.acquisition import STRATEGIES, Queue, Strategy
+from lplgrad_backend.lplgrad.cold_start import cold_queue
 from lplgrad_backend.lplgrad.coverage import alike
 from lplgrad_backend.lplgrad.pool import Pool
 from lplgrad_backend.lplgrad.spreading import NEAR, directions, spread
 
 SAFE = "badge"
+TYPICALITY = "typicality"
 SLOW, SLOW_HEAD = ("badge", "coreset"), 400
 HEAD = 50
 LOWEST_CORRELATION, MOST_DUPLICATES, FEWEST_CLASSES = 0.0, 0.5, 0.4
@@ -101,8 +103,7 @@ def order_pool(pool: Pool, acquisition: Acquisition, seed: int, budget: int | No
         NonFiniteScore: naming positions in the pool.
     """
     wanted = len(pool) if budget is None else min(budget, len(pool))
-    slots = random_slots(wanted, acquisition.random_share, seed + acquisition.draw)
-    drawn = STRATEGIES["random"](pool, int(slots.sum()), seed + acquisition.draw + 1).positions
+    slots, drawn = _drawn(pool, acquisition, seed, wanted)
     name, strategy = _strategy(acquisition, whole=budget is None)
     queue = strategy(pool, max(wanted, HEAD), seed)
     health = examine(pool, queue, name)
@@ -117,6 +118,20 @@ def order_pool(pool: Pool, acquisition: Acquisition, seed: int, budget: int | No
         order = spread(seen, slots.numpy(), gap=acquisition.apart)
         mixed, slots = Queue(mixed.positions[order], mixed.worth), slots[order]
     return Ordered(pool, mixed, name, health, slots)
+
+
+def order_cold(pool: Pool, acquisition: Acquisition, seed: int) -> Ordered:
+    """Order a pool of which too few labels are known to ask the network (`cold_start.is_cold`): typical images first, each
+    with look-alikes that no image before it nor a labelled one covers; the random share as always."""
+    slots, drawn = _drawn(pool, acquisition, seed, len(pool))
+    queue = cold_queue(pool.features.cpu(), pool.labelled_features.cpu(), seed)
+    return Ordered(pool, interleaved(queue, drawn, slots), TYPICALITY, examine(pool, queue, TYPICALITY), slots)
+
+
+def _drawn(pool: Pool, acquisition: Acquisition, seed: int, wanted: int) -> tuple[Tensor, Tensor]:
+    """Which of the first `wanted` places are drawn at random, bool [wanted], and the positions of the images there."""
+    slots = random_slots(wanted, acquisition.random_share, seed + acquisition.draw)
+    return slots, STRATEGIES["random"](pool, int(slots.sum()), seed + acquisition.draw + 1).positions
 
 
 def _strategy(wanted: Acquisition, *, whole: bool) -> tuple[str, Strategy]:
