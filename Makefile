@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALL := install --quiet --disable-pip-version-check
 LABEL_STUDIO_REQUIREMENTS := lplgrad_backend/demo/label-studio-requirements.txt
 
-.PHONY: help run demo test check fuzz benchmark clean
+.PHONY: help run demo test check fuzz benchmark chaos clean
 .DELETE_ON_ERROR:
 
 help: ## This list
@@ -36,7 +36,10 @@ fuzz: .venv/development ## 100,000 made-up images and label configs, and some th
 	PYTHONPATH=. $(BIN)/python tests/fuzz.py
 
 benchmark: .venv/development ## Every benchmark, one after the other; takes long, wants an otherwise idle machine
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
+	@for file in benchmarks/*.py; do echo "== $$file"; PYTHONPATH=tests $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
+
+chaos: .venv/development ## 200 kills at random moments of rounds, and whether anything was lost (CHAOS=--kills\ 20 for fewer)
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.chaos $(CHAOS)
 
 clean: ## Removes the virtual environments, the demo's data and all caches; keeps lplgrad-data, where the models are
 	rm -rf .venv .label-studio .pytest_cache .mypy_cache .ruff_cache .hypothesis
