@@ -37,6 +37,9 @@ GRACE_SECONDS = 10.0
 SMALLEST_SHARE = 8
 # where the kernel counts the processes that it killed for memory: a container's own, and the machine's
 KERNEL_KILLS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
+# Threads of a step that wait for each other sleep. They would spin otherwise, and where other programs want the
+# processors too, the one that is waited for then gets its turn late: a step takes many times as long.
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class PoolTask(BaseModel):
@@ -211,7 +214,7 @@ def _child(command: Sequence[str], stop: Stop) -> Iterator[subprocess.Popen[byte
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=without_secrets(os.environ),
+        env={**PATIENT, **without_secrets(os.environ)},
         process_group=0,
     )
     ended = threading.Event()

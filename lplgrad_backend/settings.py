@@ -170,7 +170,7 @@ class Settings(BaseModel):
         description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.",
     )
     threads: int = Field(
-        0, alias="LPLGRAD_THREADS", ge=0, description="Processor threads a round uses; 0: one per core."
+        0, alias="LPLGRAD_THREADS", ge=0, description="Processor threads a round uses; 0: one per core that it may use."
     )
     worker: Literal["embedded", "external"] = Field(
         "embedded",

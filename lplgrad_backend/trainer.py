@@ -38,6 +38,7 @@ from lplgrad_backend.lplgrad.spreading import GAP
 from lplgrad_backend.lplgrad.training import fit
 from lplgrad_backend.memory import in_batches, is_out_of_memory, memory_warning, scoring_batch
 from lplgrad_backend.preparation import device_of, start_of, typical_side
+from lplgrad_backend.processors import usable_processors
 from lplgrad_backend.rounds import OUTCOME, SCORES, WEIGHTS, Failure, Order, Outcome, Progress, receive
 from lplgrad_backend.scoring import (
     Readable,
@@ -285,7 +286,7 @@ def main() -> None:
     os.nice(NICENESS)
     with contextlib.suppress(OSError):  # where memory runs out this process is the one to end, and is started again
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_END)
-    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    torch.set_num_threads(settings.threads or usable_processors())
     try:
         (folder / OUTCOME).write_text(run(order, folder, settings).model_dump_json())
     except NotLearnable as error:

@@ -29,6 +29,7 @@ FLOORS = (
         "status",
         "labelstudio",
         "pretrained",
+        "processors",
         "logs",
     ),
     ("public_addresses", "public_web", "image_source", "image_decoding", "image_cache", "images", "sources"),

@@ -81,6 +81,13 @@ def test_the_settings_given_can_be_read() -> None:
         assert read_settings(environ, None).label_studio_is_known
 
 
+def test_compose_builds_what_docker_builds_when_nothing_is_set() -> None:
+    unset = {name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", str(value)) for name, value in ONE["web"]["build"]["args"].items()}
+    own = dict(re.findall(r"^ARG (\w+)=(.*)$", DOCKERFILE, re.MULTILINE))
+    assert unset.items() <= own.items()
+    assert own.keys() - unset.keys() == {"BASE"}
+
+
 def test_the_image_runs_as_nobody_special() -> None:
     assert re.findall(r"^USER (.*)$", DOCKERFILE, re.MULTILINE) == ["lplgrad"]
     assert DOCKERFILE.index("USER lplgrad") > DOCKERFILE.rindex("\nRUN ")

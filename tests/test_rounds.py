@@ -94,6 +94,19 @@ leave()"""
     assert parent.run(program).metrics == {"shown": 0.0}
 
 
+@pytest.mark.parametrize(("said", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_sleep_unless_the_operator_wants_it_otherwise(
+    parent: Parent, monkeypatch: pytest.MonkeyPatch, said: str | None, policy: str
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if said is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", said)
+    outcome = parent.run("""
+(folder / OUTCOME).write_text(Outcome(warnings=[os.environ["OMP_WAIT_POLICY"]]).model_dump_json())
+leave()""")
+    assert outcome.warnings == [policy]
+
+
 def test_progress_is_reported_in_order_and_chatter_passed_over(parent: Parent) -> None:
     program = """
 for done in (1, 2):

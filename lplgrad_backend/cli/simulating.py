@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lplgrad_backend.cli.options import open_console
+from lplgrad_backend.processors import usable_processors
 from lplgrad_backend.settings import read_settings
 from lplgrad_backend.simulation import study
 
@@ -39,7 +40,7 @@ def simulate(
     settings = read_settings({**os.environ, **({"LPLGRAD_PRESET": preset} if preset else {})})
     console = open_console()
     with _live(console) as progress:
-        lines = study.simulate(data, settings, asked, out, processes or os.cpu_count() or 1, progress)
+        lines = study.simulate(data, settings, asked, out, processes or usable_processors(), progress)
     for line in lines:
         console.print(line, markup=False)
     console.print(f"Written: {out / 'curves.png'}, {out / 'table.md'}, {out / 'results.json'}", markup=False)
