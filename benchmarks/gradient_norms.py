@@ -260,32 +260,36 @@ def page(results: Mapping[str, Any]) -> str:
         "\n## Every network\n",
         "Error is the largest of an image's score against the float64 loop, in thousandths of it (asked: 1): with new",
         "weights, after some training, and that with channels last; – where the new network's logits are all equal.",
-        "Tensors: how many parameter tensors have a rule, of all. Rounds: how many ratios the medians are of.\n",
+        "Tensors: how many parameter tensors have a rule, of all. Rounds: how many ratios the medians are of.",
+        "A star: measured before the last changes to the rules.\n",
         "| network | error, new | trained | channels last | by rule | exact | step | faster than the loop | memory, MB "
         "| rounds |",
         "|---|---|---|---|---|---|---|---|---|---|",
         *[_model_row(setting, rows[setting.name]) for setting in MODELS if setting.name in rows],
         "",
+        *_dearer(rows),
         *_unmeasured(rows),
         *_ablation(results.get("ablation")),
     ]) + "\n"  # fmt: skip
 
 
 def _target_row(setting: Setting, row: Mapping[str, Any]) -> str:
+    star = " *" if row.get("earlier") else ""
     most = "" if setting.most_cost is None else f"≤ {setting.most_cost}"
     least = "" if setting.least_speedup is None else f"≥ {setting.least_speedup} x"
     cheaper = "yes" if row["against_step"] < 1 else "no"
     return (
-        f"| {setting.name} | {row['cost']:.2f} | {most} | {row['step_cost']:.2f} | {row['speedup']:.1f} x | {least} | "
-        f"{cheaper} ({row['against_step']:.2f}) | {row['megabytes']} | {row.get('bfloat16', '')} |"
+        f"| {setting.name}{star} | {row['cost']:.2f} | {most} | {row['step_cost']:.2f} | {row['speedup']:.1f} x | {least} | "
+        f"{cheaper} ({row['against_step']:.2f}) | {row['megabytes']} | {row.get('bfloat16', '–')} |"
     )
 
 
 def _model_row(setting: Setting, row: Mapping[str, Any]) -> str:
     errors = " | ".join("–" if error is None else f"{error:g}" for error in row["errors"].values())
+    star = " *" if row.get("earlier") else ""
     return (
-        f"| {setting.name} | {errors} | {row['by_rule']} of {row['tensors']} | {row['cost']:.2f} | {row['step_cost']:.2f} | "
-        f"{row['speedup']:.1f} x | {row['megabytes']} | {row['rounds']} |"
+        f"| {setting.name}{star} | {errors} | {row['by_rule']} of {row['tensors']} | {row['cost']:.2f} | "
+        f"{row['step_cost']:.2f} | {row['speedup']:.1f} x | {row['megabytes']} | {row['rounds']} |"
     )
 
 
@@ -302,6 +306,12 @@ def _misses(rows: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _dearer(rows: Mapping[str, Any]) -> list[str]:
+    measured = [(one.backbone, rows[one.name]["against_step"]) for one in MODELS if one.name in rows]
+    names = [f"{name} ({ratio:.2f})" for name, ratio in measured if ratio > 1]
+    return [f"Dearer than an ordinary forward and backward pass: {', '.join(names)}.\n"] if names else []
+
+
 def _ablation(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return []
@@ -310,7 +320,7 @@ def _ablation(found: Mapping[str, Any] | None) -> list[str]:
     return [
         "\n## What each shortcut is worth\n",
         "Time without it over time with all (`benchmarks/gradient_norms_ablation.py`, median of",
-        f"{found['rounds']} rounds); about 1 where a network has no use for it.\n",
+        f"{found['rounds']} rounds, good to about 0.04); 1 where a network has no use for it. {found.get('note', '')}\n",
         f"| without | {' | '.join(names)} |",
         f"|---|{'---|' * len(names)}",
         *[

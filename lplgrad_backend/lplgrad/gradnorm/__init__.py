@@ -1,4 +1,4 @@
-"""Exact gradient norms of the entropy, image by image, for less than an ordinary training step (LPLgrad, arXiv 2411.15217).
+"""Exact gradient norms of the entropy, image by image, for about an ordinary training step (LPLgrad, arXiv 2411.15217).
 
     x, n, N    an image, its number, how many            z, p    logits, class probabilities
     H          entropy of p                              T       temperature: p = softmax(z / T), 1 in the paper
