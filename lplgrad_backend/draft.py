@@ -21,6 +21,7 @@ def draft_of(
     version: str,
     seed: int,
     labels: Mapping[str, int],
+    total: int,
     newest_task: int,
     held_back: str,
 ) -> dict[str, Any]:
@@ -28,6 +29,7 @@ def draft_of(
 
     Args:
         labels: labelled images per class.
+        total: how many unlabelled tasks there were, of which the round scored its pool.
         newest_task: highest task id that the round saw.
         held_back: why the version is not to be published; empty if it is.
     """
@@ -41,7 +43,7 @@ def draft_of(
         "labels": labels,
         "scale": outcome.metrics["scale"],
         "newest_task": newest_task,
-        "metrics": {**outcome.metrics, **_accuracy(order, outcome)},
+        "metrics": {**outcome.metrics, **_accuracy(order, outcome), "pool": total, "pool_scored": len(order.pool)},
         "held_back": held_back,
     }
 

@@ -6,7 +6,7 @@ on disk but a line in the status. It goes when the first version is published.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lplgrad_backend import publication
@@ -34,6 +34,7 @@ class FirstQueue:
 
     Args:
         limit: LPLGRAD_POOL_LIMIT.
+        shown: LPLGRAD_PUBLISH_LIMIT.
         push: sends prediction rows.
 
     Raises:
@@ -41,9 +42,20 @@ class FirstQueue:
     """
 
     def __init__(
-        self, label_studio: LabelStudio, project: int, limit: int, push: Callable[[list[dict[str, Any]]], None]
+        self,
+        label_studio: LabelStudio,
+        project: int,
+        limit: int,
+        shown: int,
+        push: Callable[[list[dict[str, Any]]], None],
     ) -> None:
-        self._label_studio, self._project, self._limit, self._push = label_studio, project, limit, push
+        self._label_studio, self._project, self._limit, self._shown, self._push = (
+            label_studio,
+            project,
+            limit,
+            shown,
+            push,
+        )
         self._present = label_studio.model_versions(project)
 
     def is_free(self, row: Mapping[str, Any]) -> bool:
@@ -55,10 +67,10 @@ class FirstQueue:
         """The order that was published last, unless its predictions were removed."""
         return known if known is not None and self._present.get(known.version) else None
 
-    def is_due(self, known: ColdStart | None, lacking: Sequence[tuple[int, str]]) -> bool:
+    def is_due(self, known: ColdStart | None, lacking: Iterable[tuple[int, str]]) -> bool:
         """Whether an order is to be made. `lacking`: (task id, address) of unlabelled tasks that `known` has not."""
         newest, count = (known.newest_task, self._present.get(known.version, 0)) if known else (0, 0)
-        return bool(publication.worth_scoring(lacking, newest, count, self._limit))
+        return bool(publication.worth_scoring(lacking, newest, count, min(self._limit, self._shown)))
 
     def order(self, labeling: Labeling, pool: list[PoolTask]) -> Order:
         """What the child is to do."""
@@ -69,8 +81,9 @@ class FirstQueue:
         """Push a new order under a new name."""
         number = 1 + max((start_number(name) for name in self._present), default=0)
         known = ColdStart(version=f"start-{number}", newest_task=newest_task, basis=outcome.recipe_reason)
-        self._push(publication.start_rows(labeling, known.version, scores))
-        self._push(publication.unreadable_rows(labeling, known.version, outcome.unreadable))
+        all_rows = publication.start_rows(labeling, known.version, scores)
+        all_rows += publication.unreadable_rows(labeling, known.version, outcome.unreadable)
+        self._push(all_rows[: self._shown])
         return known
 
     def remove_others(self, known: ColdStart) -> None:

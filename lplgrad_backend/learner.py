@@ -40,7 +40,7 @@ from lplgrad_backend.served import served, why_not_newest
 from lplgrad_backend.settings import Settings
 from lplgrad_backend.status import UNREADABLE_KEPT, ColdStart, Mark, Phase, StatusFolder, now
 from lplgrad_backend.store import Manifest, PoolScores, Store, next_version, read_scores
-from lplgrad_backend.unlabelled import pool_of, unlabelled_tasks
+from lplgrad_backend.unlabelled import Pool, lacking_tasks, pool_of, unlabelled_tasks
 
 log = logging.getLogger(__name__)
 Heavy = Callable[[Order, Path, Settings, Callable[[Progress], None], Stop], Outcome]
@@ -237,18 +237,16 @@ class _Look:
     def _round(self, labeling: Labeling, annotations: Annotations) -> Manifest:
         started = time.monotonic()
         self.update(phase=Phase.LOADING, round_started=now(), done=0, total=0)
-        unlabelled = self._unlabelled(labeling, None)
-        pool = pool_of(unlabelled, self.settings.pool_limit)
+        pool = self._pool(labeling)
         self._go_on()
         training, held_out = split(labeling, annotations.examples, labels_per_class(labeling, annotations))
-        order = Order(project=self.project, labeling=labeling, examples=training, held_out=held_out, pool=pool)
+        order = Order(project=self.project, labeling=labeling, examples=training, held_out=held_out, pool=pool.tasks)
         self.notice.show(self.chronicle.read(), training=True)
-        log.info("project %d: round on %d examples, pool of %d", self.project, len(order.examples), len(pool))
-        newest_task = max((task for task, _ in unlabelled), default=0)
+        log.info("project %d: round on %d examples, pool of %d", self.project, len(order.examples), len(pool.tasks))
         with self._scratch() as scratch:
             outcome = self.heavy(order, Path(scratch), self.settings, self._progress, self.stop)
             self.hold.confirm()
-            manifest = self._save(order, annotations, outcome, Path(scratch), newest_task)
+            manifest = self._save(order, annotations, outcome, Path(scratch), pool)
         note(version=manifest.version)
         self._note_unreadable(outcome.unreadable)
         seconds = time.monotonic() - started
@@ -266,19 +264,20 @@ class _Look:
         self.store.scratch_folder.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(prefix=f"{self.project}-", dir=self.store.scratch_folder)
 
-    def _unlabelled(self, labeling: Labeling, without_version: str | None) -> list[tuple[int, str]]:
-        return unlabelled_tasks(self.label_studio, self.project, labeling, without_version)
+    def _pool(self, labeling: Labeling) -> Pool:
+        tasks = unlabelled_tasks(self.label_studio, self.project, labeling, None)
+        return pool_of(tasks, self.settings.pool_limit)
 
     def _progress(self, progress: Progress) -> None:
         self.update(phase=progress.phase, done=progress.done, total=progress.total)
 
     def _save(
-        self, order: Order, annotations: Annotations, outcome: Outcome, scratch: Path, newest_task: int
+        self, order: Order, annotations: Annotations, outcome: Outcome, scratch: Path, pool: Pool
     ) -> Manifest:
         scores = read_scores(scratch / SCORES)
         labels = labels_per_class(order.labeling, annotations)
-        held_back = self._held_back(order, outcome)
-        draft = draft_of(order, outcome, self._next_version(), self.settings.seed, labels, newest_task, held_back)
+        held_back, version = self._held_back(order, outcome), self._next_version()
+        draft = draft_of(order, outcome, version, self.settings.seed, labels, pool.total, pool.newest, held_back)
         manifest = self.store.save(draft, scratch / WEIGHTS, annotations.digests, scores)
         addresses = {entry.task: entry.uri for entry in order.pool}
         side = int(outcome.architecture.get("side", 0))
@@ -301,12 +300,14 @@ class _Look:
 
     def _begin(self, row: Mapping[str, Any], labeling: Labeling) -> None:
         """Order the queue without a network, and anew when tasks have come."""
-        first = FirstQueue(self.label_studio, self.project, self.settings.pool_limit, self._push_rows)
+        limits = self.settings.pool_limit, self.settings.publish_limit
+        first = FirstQueue(self.label_studio, self.project, *limits, self._push_rows)
         if not first.is_free(row):
             return
         known = first.kept(self.status.cold_start)
         if known is None or Mark.TASKS in self.marks:
-            lacking = self._unlabelled(labeling, known.version if known else None)
+            version = known.version if known else None
+            lacking = unlabelled_tasks(self.label_studio, self.project, labeling, version)
             if first.is_due(known, lacking):
                 known = self._order_first(first, labeling)
         if known is not None:
@@ -316,11 +317,11 @@ class _Look:
     def _order_first(self, first: FirstQueue, labeling: Labeling) -> ColdStart:
         self._go_on()
         self.update(phase=Phase.LOADING, done=0, total=0)
-        unlabelled = self._unlabelled(labeling, None)
-        outcome, scores = self._scored(first.order(labeling, pool_of(unlabelled, self.settings.pool_limit)))
+        pool = self._pool(labeling)
+        outcome, scores = self._scored(first.order(labeling, pool.tasks))
         self.update(phase=Phase.PUBLISHING, done=0, total=0, warnings=outcome.warnings)
         self._note_unreadable(outcome.unreadable)
-        known = first.publish(labeling, outcome, scores, max(task for task, _ in unlabelled))
+        known = first.publish(labeling, outcome, scores, pool.newest)
         self.update(cold_start=known)
         return known
 
@@ -347,17 +348,13 @@ class _Look:
 
     def _push(self, labeling: Labeling, manifest: Manifest, *, fresh: bool) -> None:
         scores = self.store.scores(self.project, manifest.version)
-        lacking = publication.sort_tasks(self._unlabelled(labeling, manifest.version), scores)
+        lacking = lacking_tasks(self.label_studio, self.project, labeling, manifest, scores, self.settings)
         if fresh:
             self.chronicle.queue_shown(manifest, [task for task, _ in lacking.scored])
         self._push_rows(self._rows(labeling, manifest, scores, lacking.scored))
-        published = self.label_studio.model_versions(self.project).get(manifest.version, 0)
-        unreadable = [task for task, _ in lacking.unknown if task in manifest.unreadable]
-        self._push_rows(publication.unreadable_rows(labeling, manifest.version, unreadable))
-        unknown = [task for task in lacking.unknown if task[0] not in manifest.unreadable]
-        chosen = publication.worth_scoring(unknown, manifest.newest_task, published, self.settings.pool_limit)
-        if chosen:
-            self._score_and_push(labeling, manifest, chosen)
+        self._push_rows(publication.unreadable_rows(labeling, manifest.version, lacking.unreadable))
+        if lacking.unknown:
+            self._score_and_push(labeling, manifest, lacking.unknown)
 
     def _score_and_push(self, labeling: Labeling, manifest: Manifest, tasks: list[tuple[int, str]]) -> None:
         pool = [PoolTask(task=task, uri=uri) for task, uri in tasks]

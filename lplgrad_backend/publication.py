@@ -7,9 +7,11 @@ version of which it has no prediction (label-studio-facts 5 and 6): so push, the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from lplgrad_backend.labeling import Labeling, prediction
 from lplgrad_backend.labelstudio import LabelStudio
@@ -22,39 +24,64 @@ LAST_IN_LINE = 1.0  # the score of a task whose image cannot be read
 
 
 @dataclass(frozen=True)
-class Sorted:
-    """Tasks that lack a prediction, by what is known of them."""
+class Lacking:
+    """Tasks that lack a prediction and get one, by what is known of them. There are never more than the limits allow."""
 
     scored: list[tuple[int, int]]  # task id, position in the version's scores
-    unknown: list[tuple[int, str]]  # task id, image address
+    unreadable: list[int]  # task ids
+    unknown: list[tuple[int, str]]  # task id, image address; to be scored first
 
 
-def sort_tasks(tasks: Iterable[tuple[int, str]], scores: PoolScores) -> Sorted:
-    """Split tasks (id, image address) into those that the version scored in its round and the others."""
-    scored, unknown = [], []
-    for task, uri in tasks:
-        position = scores.position(task, uri)
-        if position is None:
-            unknown.append((task, uri))
-        else:
-            scored.append((task, position))
-    return Sorted(scored, unknown)
+def head(scores: PoolScores, limit: int) -> set[int] | None:
+    """Task ids of the first `limit` tasks of a version's queue; None where that is all of it."""
+    if len(scores.tasks) <= limit:
+        return None
+    return set(scores.tasks[np.argsort(scores.scores, kind="stable")[:limit]].tolist())
+
+
+def sort_tasks(
+    tasks: Iterable[tuple[int, str]], scores: PoolScores, shown: set[int] | None, manifest: Manifest, limit: int
+) -> Lacking:
+    """Choose from tasks (id, image address) that lack a prediction, read one by one: those that the version scored in its
+    round; those whose image could not be read then; and those that are worth scoring now.
+
+    Args:
+        shown: the head of the queue, to which the first kind is limited, and without the second; None for all.
+        limit: LPLGRAD_POOL_LIMIT.
+    """
+    scored, unreadable = list[tuple[int, int]](), list[int]()
+
+    def unknown() -> Iterator[tuple[int, str]]:
+        for task, uri in tasks:
+            position = scores.position(task, uri)
+            if position is None and task not in manifest.unreadable:
+                yield task, uri
+            elif position is None:
+                unreadable.extend([task] if shown is None else [])
+            elif shown is None or task in shown:
+                scored.append((task, position))
+
+    chosen = worth_scoring(unknown(), manifest.newest_task, len(scores.tasks), limit)
+    return Lacking(scored, unreadable, chosen)
 
 
 def worth_scoring(
-    unknown: Sequence[tuple[int, str]], newest_task: int, published: int, limit: int
+    unknown: Iterable[tuple[int, str]], newest_task: int, known: int, limit: int
 ) -> list[tuple[int, str]]:
     """Which tasks without a score get one now: all that are newer than the round, the others while the pool is in its limit.
 
     Args:
-        unknown: (task id, image address).
+        unknown: (task id, image address), read one by one; no more are kept than the limit allows.
         newest_task: highest task id that the version's round saw.
-        published: how many tasks have a prediction of the version, or are about to.
+        known: how many tasks have a score of the version.
         limit: LPLGRAD_POOL_LIMIT.
     """
-    new = [task for task in unknown if task[0] > newest_task][:limit]
-    older = [task for task in unknown if task[0] <= newest_task]
-    return new + older[: max(0, limit - published - len(new))]
+    new, older, room = list[tuple[int, str]](), list[tuple[int, str]](), max(0, limit - known)
+    for task in unknown:
+        kind, most = (new, limit) if task[0] > newest_task else (older, room)
+        if len(kind) < most:
+            kind.append(task)
+    return new + older[: max(0, room - len(new))]
 
 
 def rows(

@@ -146,6 +146,12 @@ class Settings(BaseModel):
         alias="LPLGRAD_POOL_LIMIT",
         description="Unlabelled tasks scored per round; beyond that a fresh random subset, as in the paper.",
     )
+    publish_limit: Count = Field(
+        10_000,
+        alias="LPLGRAD_PUBLISH_LIMIT",
+        description="Of a larger pool only the head of the queue is published, this many tasks; Label Studio serves those "
+        "without a prediction after it.",
+    )
     keep_versions: Count = Field(
         3, alias="LPLGRAD_KEEP_VERSIONS", description="Newest versions kept, on disk and as predictions."
     )

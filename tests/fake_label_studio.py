@@ -206,6 +206,8 @@ class FakeLabelStudio(Rules):
             return lambda task: task["id"] not in labelled
         if (field, operator) == ("id", "greater"):
             return lambda task: bool(task["id"] > value)
+        if (field, operator, item["type"]) == ("id", "in_list", "List"):  # as Number it would be one, and a 500
+            return lambda task: task["id"] in value
         if (field, operator) == ("predictions_model_versions", "not_contains"):
             parts = [str(part).casefold() for part in value]  # part of a name is enough, in any case of letters
             rows = rows_of(self.predictions)

@@ -11,7 +11,7 @@ from sites import LABEL, FakeSite, RealSite, Site, row
 
 from lplgrad_backend.errors import LabelStudioError, LabelStudioNotFound, LabelStudioRefused
 from lplgrad_backend.labelstudio import LabelStudio
-from lplgrad_backend.labelstudio.client import PAGE
+from lplgrad_backend.labelstudio.client import PAGE, TASKS_PER_QUERY
 
 UNKNOWN_LABEL = [{**LABEL[0], "value": {"choices": ["gone"]}}]
 
@@ -52,6 +52,18 @@ class TestOnAnyLabelStudio:
         site.annotate(labelled)
         site.skip(skipped)
         assert numbers(site.client.unlabelled_tasks(project)) == [skipped, *others]
+
+    def test_tasks_are_asked_for_by_number_and_from_a_number_on(self, site: Site) -> None:
+        project = site.project(2 * TASKS_PER_QUERY + 10)
+        tasks = numbers(site.client.unlabelled_tasks(project))
+        site.annotate(tasks[2])
+        site.client.push_predictions(project, [row(task, version="v1") for task in tasks[:2]])
+        assert numbers(site.client.unlabelled_tasks(project, after=tasks[-3])) == tasks[-2:]
+        asked = [*reversed(tasks[: TASKS_PER_QUERY + 5]), tasks[-1] + 1_000_000]
+        left = [task for task in tasks[: TASKS_PER_QUERY + 5] if task != tasks[2]]
+        assert numbers(site.client.unlabelled_tasks(project, among=asked)) == left
+        assert numbers(site.client.unlabelled_tasks(project, "v1", among=asked)) == left[2:]
+        assert numbers(site.client.unlabelled_tasks(project, among=[])) == []
 
     def test_annotated_tasks_hold_labels_and_skips(self, site: Site) -> None:
         project = site.project(4)

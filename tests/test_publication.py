@@ -6,6 +6,7 @@ from versions import LABELING, pool_scores, save_version
 
 from lplgrad_backend.publication import (
     by_hand,
+    head,
     outdated_versions,
     rows,
     sort_tasks,
@@ -16,17 +17,28 @@ from lplgrad_backend.publication import (
 from lplgrad_backend.store import Store
 
 
-def test_tasks_are_sorted_by_what_the_version_scored() -> None:
-    found = sort_tasks([(1, "/a"), (2, "/moved"), (3, "/new")], pool_scores([(1, "/a"), (2, "/b")]))
-    assert found.scored == [(1, 0)]
-    assert found.unknown == [(2, "/moved"), (3, "/new")]
+def test_tasks_are_sorted_by_what_the_version_scored(tmp_path: Path) -> None:
+    manifest = save_version(Store(tmp_path), 1, "v3", tasks=[(1, "/a"), (2, "/b")], unreadable={4: "it is broken."})
+    scores = pool_scores([(1, "/a"), (2, "/b")])
+    lacking = [(1, "/a"), (2, "/moved"), (3, "/new"), (4, "/broken")]
+    found = sort_tasks(iter(lacking), scores, None, manifest, limit=10)
+    assert (found.scored, found.unreadable) == ([(1, 0)], [4])
+    assert found.unknown == [(3, "/new"), (2, "/moved")]
+    cut = sort_tasks(iter(lacking), scores, {2}, manifest, limit=10)
+    assert (cut.scored, cut.unreadable) == ([], [])
+
+
+def test_the_head_of_the_queue_has_the_lowest_scores() -> None:
+    scores = pool_scores([(1, "/a"), (2, "/b"), (3, "/c")], [0.9, 0.2, 0.5])
+    assert head(scores, 2) == {2, 3}
+    assert head(scores, 3) is None
 
 
 def test_new_tasks_are_always_worth_scoring() -> None:
     unknown = [(5, "/e"), (11, "/k"), (12, "/l")]
-    assert worth_scoring(unknown, newest_task=10, published=100, limit=100) == [(11, "/k"), (12, "/l")]
-    assert worth_scoring(unknown, newest_task=10, published=97, limit=100) == [(11, "/k"), (12, "/l"), (5, "/e")]
-    assert worth_scoring(unknown, newest_task=10, published=0, limit=1) == [(11, "/k")]
+    assert worth_scoring(iter(unknown), newest_task=10, known=100, limit=100) == [(11, "/k"), (12, "/l")]
+    assert worth_scoring(iter(unknown), newest_task=10, known=97, limit=100) == [(11, "/k"), (12, "/l"), (5, "/e")]
+    assert worth_scoring(iter(unknown), newest_task=10, known=0, limit=1) == [(11, "/k")]
 
 
 def test_rows_come_most_uncertain_first(tmp_path: Path) -> None:
