@@ -228,13 +228,13 @@ class TestRedisQueue(QueueContract):
     def queue(self, url: str, tmp_path: Path) -> Iterator[Huey]:
         queue = open_queue(url, tmp_path / "models")
         yield queue
-        queue.storage.conn.close()
+        queue.storage.pool.disconnect()
 
     def test_another_process_sees_the_bell(self, url: str, tmp_path: Path, queue: Huey) -> None:
         Jobs(queue, lambda project: None).ring(4)
         other = open_queue(url, tmp_path / "models")
         assert Jobs(other, lambda project: None).waiting() == [4]
-        other.storage.conn.close()
+        other.storage.pool.disconnect()
 
     def test_a_bell_is_taken_by_one_of_many(self, url: str, tmp_path: Path) -> None:
         answered: list[int] = []
@@ -251,7 +251,7 @@ class TestRedisQueue(QueueContract):
             thread.join()
         assert sorted(answered) == list(range(40))
         for queue in queues:
-            queue.storage.conn.close()
+            queue.storage.pool.disconnect()
 
     def test_its_messages_are_json(self, queue: Huey) -> None:
         Jobs(queue, lambda project: None).ring(4)
@@ -292,13 +292,15 @@ def test_a_queue_that_is_away_is_said_once_and_swept_for_when_it_is_back(
         stop.set()
 
     with local_redis(tmp_path) as url:
-        jobs = Jobs(open_queue(url, tmp_path), answer)
+        queue = open_queue(url, tmp_path)
+        jobs = Jobs(queue, answer)
     thread = threading.Thread(target=work, args=(jobs, lambda: [6], 1e6, stop))
     thread.start()
     while not caplog.records:
         stop.wait(0.05)
     with local_redis(tmp_path):
         thread.join()
+        queue.storage.pool.disconnect()
     assert answered == [6]
     assert [record.message for record in caplog.records if "LPLGRAD_QUEUE_URL" in record.message] == [
         caplog.records[0].message
