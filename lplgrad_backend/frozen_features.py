@@ -40,6 +40,21 @@ class Seen:
     unreadable: dict[int, str]
     computed: int
 
+    @classmethod
+    def joined(cls, parts: Sequence[Seen], size: int) -> Seen:
+        """What was seen of consecutive parts of `size` tasks each, the last one perhaps of fewer."""
+        looked = [part.looked for part in parts]
+        return cls(
+            Looked(
+                torch.cat([one.logits for one in looked]),
+                torch.cat([one.features for one in looked]),
+                tuple(torch.cat(level) for level in zip(*(one.pooled for one in looked), strict=True)),
+            ),
+            [at + number * size for number, part in enumerate(parts) for at in part.used],
+            {task: why for part in parts for task, why in part.unreadable.items()},
+            sum(part.computed for part in parts),
+        )
+
 
 class FrozenFeatures:
     """Looks at images with one network whose head is linear. Not for several threads.

@@ -92,13 +92,19 @@ def memory_queue() -> Queue:
 
 class Jobs:
     """Rings and answers bells. `answer(project)` is called in the process that calls `step`; it returns False when another
-    process is at the project, and is then called again a little later, or after so many seconds as it returns."""
+    process is at the project, and is then called again a little later, or after so many seconds as it returns.
+    `assist(name)` is called there too, for each invitation to score a part of the round of that name."""
 
     def __init__(
-        self, queue: Queue, answer: Callable[[int], object], clock: Callable[[], float] = time.monotonic
+        self,
+        queue: Queue,
+        answer: Callable[[int], object],
+        clock: Callable[[], float] = time.monotonic,
+        assist: Callable[[str], object] = lambda name: None,
     ) -> None:
         self._queue = queue
         self._job = queue.task(name="reconcile")(self._run)
+        self._help = queue.task(name="assist")(assist)
         self._answer, self._clock = answer, clock
         self._owed: dict[int, float] = {}  # project -> when to call for it again
 
@@ -153,6 +159,16 @@ class Jobs:
         self._queue.delete(_bell(project))
         self._owed.pop(project, None)
         self._call(project)
+
+    def invite(self, name: str, count: int) -> None:
+        """Ask workers to score parts of the round of that name, as many as there are parts. A lost invitation, or a queue
+        that is away, costs time alone."""
+        try:
+            with _errors_of_queue():
+                for _ in range(count):
+                    self._help(name)
+        except StoreError as error:
+            log.warning("nobody is asked to help with %s: %s", name, error)
 
     def hand_back(self) -> None:
         """Ring again for the projects that this process still owes a look, since it leaves.

@@ -8,11 +8,11 @@ publishing adds what is missing.
 from __future__ import annotations
 
 import logging
-import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from lplgrad_backend.locks import Hold
 from lplgrad_backend.logs import about, current, note
 from lplgrad_backend.notice import Notice
 from lplgrad_backend.rounds import SCORES, WEIGHTS, Order, Outcome, PoolTask, Progress, RoundStopped, Stop, run_round
+from lplgrad_backend.scratch import scratch
 from lplgrad_backend.served import served, why_not_newest
 from lplgrad_backend.settings import Settings
 from lplgrad_backend.status import UNREADABLE_KEPT, ColdStart, Mark, Phase, StatusFolder, now
@@ -243,10 +244,10 @@ class _Look:
         order = Order(project=self.project, labeling=labeling, examples=training, held_out=held_out, pool=pool.tasks)
         self.notice.show(self.chronicle.read(), training=True)
         log.info("project %d: round on %d examples, pool of %d", self.project, len(order.examples), len(pool.tasks))
-        with self._scratch() as scratch:
-            outcome = self.heavy(order, Path(scratch), self.settings, self._progress, self.stop)
+        with self._scratch() as folder:
+            outcome = self.heavy(order, folder, self.settings, self._progress, self.stop)
             self.hold.confirm()
-            manifest = self._save(order, annotations, outcome, Path(scratch), pool)
+            manifest = self._save(order, annotations, outcome, folder, pool)
         note(version=manifest.version)
         self._note_unreadable(outcome.unreadable)
         seconds = time.monotonic() - started
@@ -260,9 +261,8 @@ class _Look:
         log.info("project %d: %s trained and scored in %.1f s", self.project, manifest.version, seconds)
         return manifest
 
-    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
-        self.store.scratch_folder.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(prefix=f"{self.project}-", dir=self.store.scratch_folder)
+    def _scratch(self) -> AbstractContextManager[Path]:
+        return scratch(self.store.scratch_folder, self.project)
 
     def _pool(self, labeling: Labeling) -> Pool:
         tasks = unlabelled_tasks(self.label_studio, self.project, labeling, None)
@@ -271,14 +271,12 @@ class _Look:
     def _progress(self, progress: Progress) -> None:
         self.update(phase=progress.phase, done=progress.done, total=progress.total)
 
-    def _save(
-        self, order: Order, annotations: Annotations, outcome: Outcome, scratch: Path, pool: Pool
-    ) -> Manifest:
-        scores = read_scores(scratch / SCORES)
+    def _save(self, order: Order, annotations: Annotations, outcome: Outcome, folder: Path, pool: Pool) -> Manifest:
+        scores = read_scores(folder / SCORES)
         labels = labels_per_class(order.labeling, annotations)
         held_back, version = self._held_back(order, outcome), self._next_version()
         draft = draft_of(order, outcome, version, self.settings.seed, labels, pool.total, pool.newest, held_back)
-        manifest = self.store.save(draft, scratch / WEIGHTS, annotations.digests, scores)
+        manifest = self.store.save(draft, folder / WEIGHTS, annotations.digests, scores)
         addresses = {entry.task: entry.uri for entry in order.pool}
         side = int(outcome.architecture.get("side", 0))
         self.chronicle.version_made(manifest, scores, addresses, outcome.suspects, side)
@@ -366,9 +364,9 @@ class _Look:
 
     def _scored(self, order: Order) -> tuple[Outcome, PoolScores]:
         """The scores of a child that saves no network."""
-        with self._scratch() as scratch:
-            outcome = self.heavy(order, Path(scratch), self.settings, self._progress, self.stop)
-            return outcome, read_scores(Path(scratch) / SCORES)
+        with self._scratch() as folder:
+            outcome = self.heavy(order, folder, self.settings, self._progress, self.stop)
+            return outcome, read_scores(folder / SCORES)
 
     def _rows(
         self, labeling: Labeling, manifest: Manifest, scores: PoolScores, only: list[tuple[int, int]]

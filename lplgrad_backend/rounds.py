@@ -53,7 +53,7 @@ class PoolTask(BaseModel):
 
 class Order(BaseModel):
     """What the child is to do: train on `examples` and score `pool` with the result; or score it with `version`; or
-    order it without training, `cold`, `examples` being labelled already."""
+    order it without training, `cold`, `examples` being labelled already; or score shards of another's round, `helps`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -65,6 +65,7 @@ class Order(BaseModel):
     version: str | None = None  # score with this version instead of training
     about: About = About()  # what the child's log lines are about
     cold: bool = False
+    helps: str | None = None  # name of that round's folder (see shards.py)
     share: int = 1  # batches are this many times smaller than they would be: memory ran out with larger ones
 
     def smaller(self) -> Order | None:
@@ -110,6 +111,14 @@ class Failure(BaseModel):
     failure: str
 
 
+class Shards(BaseModel):
+    """The child's line when others may help: how many shards of its pool there are for them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    shards: int
+
+
 class Stop(Protocol):
     """Says whether a round is to end; an event is one."""
 
@@ -139,20 +148,26 @@ def run_round(
     report: Callable[[Progress], None],
     stop: Stop,
     command: Sequence[str] = TRAINER,
+    invite: Callable[[str, int], None] = lambda name, count: None,
 ) -> Outcome:
     """Run the child to its end; again with smaller batches when memory runs out, and once more when it is killed.
 
-    Results are in `folder`; `report` is called with each line of progress.
+    Results are in `folder`; `report` is called with each line of progress, and `invite` with that folder's name and the
+    number of shards that others may score.
 
     Raises:
         NotLearnable: there is nothing to train on.
         TrainingError: the child ended without a result; the message carries its last words.
         RoundStopped: `stop` said so.
     """
+
+    def hear(said: Progress | Shards) -> None:
+        report(said) if isinstance(said, Progress) else invite(folder.name, said.shards)
+
     current, kills = order, 0
     while True:
         try:
-            return _attempt(current, folder, settings, report, stop, command)
+            return _attempt(current, folder, settings, hear, stop, command)
         except _OutOfMemory as error:
             smaller = current.smaller()
             if smaller is None:
@@ -175,7 +190,7 @@ def _attempt(
     order: Order,
     folder: Path,
     settings: Settings,
-    report: Callable[[Progress], None],
+    hear: Callable[[Progress | Shards], None],
     stop: Stop,
     command: Sequence[str],
 ) -> Outcome:
@@ -184,7 +199,7 @@ def _attempt(
     with _child(command, stop) as child:
         assert child.stdin is not None and child.stdout is not None
         _send(child.stdin, order, folder, settings)
-        last = _listen(child.stdout, report)
+        last = _listen(child.stdout, hear)
         status = child.wait()
     if stop.is_set():
         raise RoundStopped
@@ -258,19 +273,19 @@ def _send(pipe: IO[bytes], order: Order, folder: Path, settings: Settings) -> No
         pipe.flush()
 
 
-def _listen(lines: IO[bytes], report: Callable[[Progress], None]) -> Progress | Failure | None:
-    last: Progress | Failure | None = None
+def _listen(lines: IO[bytes], hear: Callable[[Progress | Shards], None]) -> Progress | Shards | Failure | None:
+    last: Progress | Shards | Failure | None = None
     for line in lines:
         said = _understood(line)
-        if isinstance(said, Progress):
-            report(said)
+        if isinstance(said, Progress | Shards):
+            hear(said)
         last = said or last
     return last
 
 
-def _understood(line: bytes) -> Progress | Failure | None:
+def _understood(line: bytes) -> Progress | Shards | Failure | None:
     """What a line says; None for a library's chatter on standard output."""
-    for kind in (Progress, Failure):
+    for kind in (Progress, Failure, Shards):
         with contextlib.suppress(ValidationError):
             return kind.model_validate_json(line)
     return None

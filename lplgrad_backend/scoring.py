@@ -79,8 +79,8 @@ class Scorer:
         confidence: float = 1.0,
         batch: int = BATCH,
     ) -> None:
-        self.network, self._for_ordering, self._confidence = network, for_ordering, confidence
-        self._batch = batch
+        self.network, self._for_ordering, self.confidence = network, for_ordering, confidence
+        self.batch, self.temperatures = batch, tuple(temperatures)
         self._multiple = network.architecture.multiple
         self._gradient_norms = GradientNorms(network.main, multiple=self._multiple, temperatures=temperatures)
         # two batches at once would take twice the memory and no less time
@@ -94,8 +94,8 @@ class Scorer:
         Raises:
             TrainingError: not even a plain grey image has a finite score, so the fault is the network's.
         """
-        for start in range(0, len(tasks), self._batch):
-            part = tasks[start : start + self._batch]
+        for start in range(0, len(tasks), self.batch):
+            part = tasks[start : start + self.batch]
             loaded = list(images.load_many(part, self.network.architecture.side))
             pixels = [one for one in loaded if not isinstance(one, ImageError)]
             uris = [uri for (_, uri), one in zip(part, loaded, strict=True) if not isinstance(one, ImageError)]
@@ -135,13 +135,13 @@ class Scorer:
         device = next(self.network.parameters()).device
         with self._one_batch:
             found = self._gradient_norms.measure(batch.to(device).float() / 255)
-        probabilities = probabilities_of(found.logits.float() / self._confidence, self._multiple).cpu().numpy()
+        probabilities = probabilities_of(found.logits.float() / self.confidence, self._multiple).cpu().numpy()
         return [Measured(norm, row) for norm, row in zip(found.norms.tolist(), probabilities, strict=True)]
 
     def _answered(self, batch: Tensor) -> list[Measured]:
         with self._one_batch:
             found = answer(self.network, self._gradient_norms, batch).on_processor()
-        probabilities = probabilities_of(found.logits.float() / self._confidence, self._multiple).numpy()
+        probabilities = probabilities_of(found.logits.float() / self.confidence, self._multiple).numpy()
         rows = zip(found.ladder[0].tolist(), probabilities, found.each(), strict=True)
         return [Measured(norm, row, answers) for norm, row, answers in rows]
 

@@ -195,6 +195,11 @@ class Settings(BaseModel):
         alias="LPLGRAD_LOCK_SECONDS",
         description="On a shared queue: after how long a worker that is cut off or gone loses its project to another.",
     )
+    shard_size: Count = Field(
+        640,
+        alias="LPLGRAD_SHARD_SIZE",
+        description="On a shared queue: a pool with more tasks is scored in shards of this many, which idle workers take.",
+    )
     sweep_seconds: Count = Field(
         120, alias="LPLGRAD_SWEEP_SECONDS", description="How often every known project is looked at without an event."
     )

@@ -19,6 +19,7 @@ from lplgrad_backend.lplgrad.network import Looked, Network
 from lplgrad_backend.lplgrad.pool import Answers, FeaturePool
 from lplgrad_backend.lplgrad.training import look_at
 from lplgrad_backend.scoring import BATCH, Measured, Readable, Scorer, as_batch, probabilities_of, readable
+from lplgrad_backend.shared_scoring import Sharing
 
 Told = Callable[[int], None]
 
@@ -47,10 +48,19 @@ class Sight:
         network: that is trained, on its device.
         frozen: what looks for a network of which the head alone is trained; None: its pixels are learned from.
         batch: images measured at once, where it is not `frozen` that looks.
+        sharing: with whom the pool is scored; None: alone.
     """
 
-    def __init__(self, network: Network, images: Images, frozen: FrozenFeatures | None, batch: int = BATCH) -> None:
+    def __init__(
+        self,
+        network: Network,
+        images: Images,
+        frozen: FrozenFeatures | None,
+        batch: int = BATCH,
+        sharing: Sharing | None = None,
+    ) -> None:
         self._network, self._images, self._frozen, self._batch = network, images, frozen, batch
+        self._sharing = sharing
         self.looked_at = 0  # images that went through the frozen part; the others' features were kept
 
     def labelled(self, examples: Sequence[Example], done: Told = lambda count: None) -> Labelled:
@@ -97,8 +107,13 @@ class Sight:
             scorer = Scorer(
                 self._network, for_ordering=True, temperatures=ladder, confidence=confidence, batch=self._batch
             )
-            return readable(tasks, list(scorer.measure(self._images, tasks, done)))
-        seen = self._frozen.see(tasks, done)
+            if self._sharing is None:
+                return readable(tasks, list(scorer.measure(self._images, tasks, done)))
+            return readable(tasks, self._sharing.measure(self._images, scorer, tasks, done))
+        if self._sharing is None:
+            seen = self._frozen.see(tasks, done)
+        else:
+            seen = self._sharing.see(self._frozen, self._network, tasks, done)
         self.looked_at += seen.computed
         return Readable(
             [tasks[at] for at in seen.used],

@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lplgrad_backend.errors import StoreError, VersionDamaged, VersionNotFound
 from lplgrad_backend.files import is_leftover, remove_folder, remove_leftovers, whole_folder
 from lplgrad_backend.labeling import Labeling
+from lplgrad_backend.scratch import left_scratch, remove_scratch
 
 MANIFEST, WEIGHTS, ANNOTATIONS, SCORES = (
     "manifest.json",
@@ -276,14 +277,13 @@ class Store:
 
     def tidy(self, project: int) -> None:
         """Remove what interrupted rounds left. Only for the holder of the project's lock."""
-        for scratch in self.scratch_folder.glob(f"{project}-*"):
-            shutil.rmtree(scratch, ignore_errors=True)
+        remove_scratch(self.scratch_folder, project)
         if self.project_folder(project).is_dir():
             remove_leftovers(self.project_folder(project))
 
     def check(self) -> list[str]:
         """What is wrong with the versions on disk, one sentence each; reads every file once."""
-        found = []
+        found = [f"scratch/{name} was left by an interrupted round." for name in left_scratch(self.scratch_folder)]
         for project in self.projects():
             for path in sorted(self.project_folder(project).iterdir()):
                 if path.name.endswith(".tmp") and is_leftover(path):

@@ -39,7 +39,7 @@ from lplgrad_backend.lplgrad.training import fit
 from lplgrad_backend.memory import in_batches, is_out_of_memory, memory_warning, scoring_batch
 from lplgrad_backend.preparation import device_of, start_of, typical_side
 from lplgrad_backend.processors import usable_processors
-from lplgrad_backend.rounds import OUTCOME, SCORES, WEIGHTS, Failure, Order, Outcome, Progress, receive
+from lplgrad_backend.rounds import OUTCOME, SCORES, WEIGHTS, Failure, Order, Outcome, Progress, Shards, receive
 from lplgrad_backend.scoring import (
     Readable,
     Scorer,
@@ -51,6 +51,7 @@ from lplgrad_backend.scoring import (
     readable,
 )
 from lplgrad_backend.settings import Settings
+from lplgrad_backend.shared_scoring import Sharing, help_out
 from lplgrad_backend.sight import Labelled, Sight
 from lplgrad_backend.sources import open_images, open_label_studio
 from lplgrad_backend.status import Phase
@@ -90,6 +91,8 @@ def run(order: Order, folder: Path, settings: Settings) -> Outcome:
     """
     images = open_images(settings, open_label_studio(settings))
     report = Reporter()
+    if order.helps is not None:
+        return help_out(order, settings, images)
     if order.cold:
         return order_cold(order, folder, settings, images, report)
     if order.version is not None:
@@ -101,7 +104,10 @@ def run(order: Order, folder: Path, settings: Settings) -> Outcome:
     network, recipe = start.network.to(device), in_batches(start.recipe, order.share)
     log.info("project %d: recipe %s", order.project, start.reason)
     frozen = FrozenFeatures(network, images) if recipe.trained == "head" else None
-    sight = Sight(network, images, frozen, scoring_batch(order.share))
+    sharing = None
+    if settings.queue_url is not None:
+        sharing = Sharing(folder, order, settings, recipe.trained, lambda count: say(Shards(shards=count).model_dump()))
+    sight = Sight(network, images, frozen, scoring_batch(order.share), sharing)
     labelled = sight.labelled(order.examples, lambda done: report(Phase.LOADING, done, len(order.examples)))
     check_classes(labelled, len(order.examples))
     unseen = None
@@ -288,7 +294,9 @@ def main() -> None:
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_END)
     torch.set_num_threads(settings.threads or usable_processors())
     try:
-        (folder / OUTCOME).write_text(run(order, folder, settings).model_dump_json())
+        outcome = run(order, folder, settings)
+        if folder.is_dir():  # it is gone where the round was another's and is over
+            (folder / OUTCOME).write_text(outcome.model_dump_json())
     except NotLearnable as error:
         say(Failure(kind="not learnable", failure=str(error)).model_dump())
     except LPLGradError as error:

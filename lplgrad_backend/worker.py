@@ -11,10 +11,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from lplgrad_backend.assistance import assist
 from lplgrad_backend.errors import LPLGradError, StoreError
 from lplgrad_backend.files import keep_private
 from lplgrad_backend.jobs import Jobs, open_queue, work
@@ -37,9 +39,12 @@ SETTINGS_BY_PIPE = "-"  # the argument with which settings come as a line of JSO
 LOCK = "worker.lock"
 
 
-def run_worker(settings: Settings, lifeline: IO[bytes] | None = None, heavy: Heavy = run_round) -> None:
+def run_worker(settings: Settings, lifeline: IO[bytes] | None = None, heavy: Heavy | None = None) -> None:
     """Work until SIGTERM, SIGINT or the end of `lifeline`. On a file queue, wait first until no other worker holds the
     folder.
+
+    Args:
+        heavy: does a round's heavy part; `run_round` unless given.
 
     Raises:
         StoreError: MODEL_DIR cannot be written.
@@ -71,7 +76,7 @@ def _leaving_in_time(stop: threading.Event) -> Iterator[None]:
         ended.set()
 
 
-def _work_when_alone(settings: Settings, stop: threading.Event, heavy: Heavy) -> None:
+def _work_when_alone(settings: Settings, stop: threading.Event, heavy: Heavy | None) -> None:
     waiting = False
     while not stop.is_set():
         with file_lock(settings.model_dir / LOCK) as ours:
@@ -84,8 +89,13 @@ def _work_when_alone(settings: Settings, stop: threading.Event, heavy: Heavy) ->
         stop.wait(PATIENCE_SECONDS)
 
 
-def _work(settings: Settings, stop: threading.Event, heavy: Heavy) -> None:
+def _work(settings: Settings, stop: threading.Event, heavy: Heavy | None) -> None:
     store, statuses = Store(settings.model_dir), StatusFolder(settings.model_dir, open_locks(settings))
+
+    def invite(name: str, count: int) -> None:
+        jobs.invite(name, count)
+
+    heavy = heavy or partial(run_round, invite=invite)
     learner = Learner(settings, store, statuses, open_label_studio(settings), stop, heavy)
     failed: dict[int, int] = {}  # project -> looks in a row that ended with what may pass
 
@@ -98,7 +108,11 @@ def _work(settings: Settings, stop: threading.Event, heavy: Heavy) -> None:
         failed[project] = times + 1
         return min(LONGEST_REPEAT_SECONDS, REPEAT_SECONDS * 2.0**times)
 
-    jobs = Jobs(open_queue(settings.queue_url, settings.model_dir), answer)
+    jobs: Jobs = Jobs(
+        open_queue(settings.queue_url, settings.model_dir),
+        answer,
+        assist=lambda name: assist(name, settings, stop, heavy),
+    )
 
     def known_projects() -> list[int]:
         """All projects that were ever connected, marked to have their queue looked at too."""

@@ -109,6 +109,16 @@ class QueueContract:
             assert jobs.step() is more
         assert calls == [1, 1, 1]
 
+    def test_each_invitation_to_help_is_answered_once_and_is_no_bell(self, queue: Huey, answered: list[int]) -> None:
+        helped: list[str] = []
+        jobs = Jobs(queue, answered.append, assist=helped.append)
+        jobs.invite("3-abc", 2)
+        jobs.ring(1)
+        assert jobs.waiting() == [1]
+        while jobs.step():
+            pass
+        assert (helped, answered) == (["3-abc"] * 2, [1])
+
     def test_who_leaves_hands_back_what_it_owes(self, queue: Huey) -> None:
         leaving = Jobs(queue, lambda project: False)
         leaving.ring(3)
@@ -325,6 +335,7 @@ def test_a_queue_that_cannot_be_used_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"queue\.db"):
         open_queue(None, tmp_path)
     lost = Jobs(open_queue("redis://127.0.0.1:1/0", tmp_path), [].append)
+    lost.invite("3-abc", 2)  # nobody comes, which is no error
     for act in (lambda: lost.ring(1), lost.waiting):
         with pytest.raises(StoreError, match="LPLGRAD_QUEUE_URL"):
             act()

@@ -120,6 +120,16 @@ for done in (1, 2):
     assert parent.heard == [Progress(phase=Phase.TRAINING, done=done, total=2) for done in (1, 2)]
 
 
+def test_others_are_invited_to_the_shards_that_the_child_names(tmp_path: Path, settings: Settings) -> None:
+    invited: list[tuple[str, int]] = []
+    program = READS + "print(json.dumps({'shards': 4}))\n" + DONE
+    run_round(
+        ORDER, tmp_path, settings, lambda said: None, threading.Event(), [sys.executable, "-c", program],
+        lambda name, count: invited.append((name, count)),
+    )  # fmt: skip
+    assert invited == [(tmp_path.name, 4)]
+
+
 @pytest.mark.parametrize(("kind", "error"), [("not learnable", NotLearnable), ("failed", TrainingError)])
 def test_a_child_that_gives_up_says_why(parent: Parent, kind: str, error: type[LPLGradError]) -> None:
     program = f"print(json.dumps({{'kind': {kind!r}, 'failure': 'The cat ate it.'}})); leave()"
