@@ -1,29 +1,32 @@
-"""What strategies save: nine variants of three data sets on frozen features, and digits from scratch.
+"""What strategies save: nine variants of three data sets on frozen features, and nine from scratch.
 
-    .venv/bin/python -m benchmarks.label_efficiency [--minutes 20] [--processes 2] [--data FOLDER] [--weights FILE]
+    .venv/bin/python -m benchmarks.label_efficiency [--minutes 300] [--processes 2] [--data FOLDER] [--weights FILE]
 
 FOLDER holds cifar10-subset.zip and trashnet-photos.zip; FILE is mobilenet_v2_x0.35_features.pth unless another is named.
-Digits come with scikit-learn. Runs are kept below benchmarks/.runs, so that what was stopped goes on where it was. After
-`--minutes` nothing more is begun, and the report says how many seeds there are. Writes label_efficiency.md,
+Digits come with scikit-learn. Runs are kept below `--runs` (benchmarks/.runs), so that what was stopped goes on where it
+was. After `--minutes` nothing more is begun, and the report says how many seeds there are. `--missing` runs only what
+label_efficiency.json does not have yet, and adds to it; `--only NAME` is for one setting. Writes label_efficiency.md,
 label_efficiency.json and a curve for each variant beside itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from benchmarks.label_efficiency_report import Finished, write_report
+from benchmarks.label_efficiency_report import Finished, read_finished, write_report
 from lplgrad_backend.demo.dataset import write_digits
 from lplgrad_backend.settings import Settings, read_settings
 from lplgrad_backend.simulation.datasets import DataSet, open_data
 from lplgrad_backend.simulation.features import prepare
-from lplgrad_backend.simulation.replay import Budget, Material
-from lplgrad_backend.simulation.runs import run_all, wanted_runs
+from lplgrad_backend.simulation.replay import Budget, Material, Run
+from lplgrad_backend.simulation.runs import Wanted, run_all, wanted_runs
 
 HERE = Path(__file__).parent
 RUNS = HERE / ".runs"
@@ -31,10 +34,10 @@ WEIGHTS = "mobilenet_v2_x0.35_features.pth"
 SEEDS = 30
 COMPARED = ("random", "lplgrad-coverage", "badge", "margin")
 STRATEGIES = (*COMPARED, "entropy", "lplgrad", "lplgrad-ladder", "predicted-loss", "coreset")
-FROM_SCRATCH = (*COMPARED, "lplgrad")
+FROM_SCRATCH = (*COMPARED, "lplgrad", "lplgrad-ladder")
 PASSES = ((COMPARED, 4), (COMPARED, 15), (COMPARED, SEEDS), (STRATEGIES, 10), (STRATEGIES, SEEDS))
-SCRATCH_PASSES = ((), (), (FROM_SCRATCH, 4), (FROM_SCRATCH, 7), (FROM_SCRATCH, 10))
-"""What is run in turn, and how many seeds of it; a run from scratch takes as long as ten on frozen features."""
+SCRATCH_PASSES = (*((COMPARED, seeds) for seeds in (2, 4, 6, 8, 10)), (FROM_SCRATCH, 10))
+"""What is run in turn, and how many seeds of it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Setting:
     source: str
     side: int
     budget: Budget
+    backbone: str = "mobilenet_v2"
+    options: str = '{"width_mult": 0.35}'
     frozen: bool = True
 
 
@@ -53,8 +58,16 @@ FROZEN = (
     Setting("CIFAR-10", "cifar10-subset.zip", 97, Budget(40, 40, 240, 2000)),
     Setting("digits", "digits", 97, Budget(20, 20, 120, 2000)),
 )
-SCRATCH = Setting("digits from scratch", "digits", 8, Budget(20, 20, 80, 400), frozen=False)
+SMALL = ("shufflenet_v2_x0_5", "{}")
+"""A training takes three seconds on one core, and a ResNet-18 on images of the same size nine: chosen for that alone."""
+DIGITS = Setting("digits from scratch", "digits", 8, Budget(20, 20, 80, 400), "resnet18", "{}", frozen=False)
+SCRATCH = (
+    Setting("TrashNet from scratch", "trashnet-photos.zip", 32, Budget(30, 30, 120, 400), *SMALL, frozen=False),
+    Setting("CIFAR-10 from scratch", "cifar10-subset.zip", 16, Budget(40, 40, 160, 400), *SMALL, frozen=False),
+    DIGITS,
+)
 RARE, COPIES = 0.1, 3
+KINDS: Mapping[str, Mapping[str, Any]] = {"plain": {}, "imbalanced": {"rare": RARE}, "duplicated": {"copies": COPIES}}
 
 
 @dataclass(frozen=True)
@@ -68,15 +81,12 @@ class Variant:
 
 
 def settings_for(setting: Setting, weights: Path, folder: Path) -> Settings:
-    common = {"MODEL_DIR": str(folder), "LPLGRAD_IMAGE_SIZE": str(setting.side)}
-    if setting.frozen:
-        common |= {
-            "LPLGRAD_BACKBONE": "mobilenet_v2", "LPLGRAD_BACKBONE_OPTIONS": '{"width_mult": 0.35}',
-            "LPLGRAD_WEIGHTS": str(weights), "LPLGRAD_PIXELS": "half",
-        }  # fmt: skip
-    else:
-        common |= {"LPLGRAD_BACKBONE": "resnet18", "LPLGRAD_WEIGHTS": "none"}
-    return read_settings(common, None)
+    chosen = {
+        "MODEL_DIR": str(folder), "LPLGRAD_IMAGE_SIZE": str(setting.side),
+        "LPLGRAD_BACKBONE": setting.backbone, "LPLGRAD_BACKBONE_OPTIONS": setting.options,
+        "LPLGRAD_WEIGHTS": str(weights) if setting.frozen else "none",
+    }  # fmt: skip
+    return read_settings(chosen | ({"LPLGRAD_PIXELS": "half"} if setting.frozen else {}), None)
 
 
 def read(setting: Setting, data: Path, settings: Settings) -> DataSet:
@@ -109,38 +119,54 @@ class Kept:
         return iter(self._pixels)
 
 
-def variants(asked: argparse.Namespace) -> Iterator[Variant]:
-    for setting in (*FROZEN, SCRATCH):
-        settings = settings_for(setting, asked.weights or asked.data / WEIGHTS, RUNS)
+def variants(settings_asked: Sequence[Setting], asked: argparse.Namespace) -> Iterator[Variant]:
+    for setting in settings_asked:
+        settings = settings_for(setting, asked.weights or asked.data / WEIGHTS, asked.runs)
         material = prepare(read(setting, asked.data, settings), settings, asked.processes).material
-        yield Variant(setting.name, "plain", material, setting.budget)
-        for kind, harder in (("imbalanced", {"rare": RARE}), ("duplicated", {"copies": COPIES})):
+        for kind, harder in KINDS.items():
             yield Variant(setting.name, kind, replace(material, **harder), setting.budget)
+
+
+def finish(variant: Variant, wanted: Sequence[Wanted], known: Sequence[Run], asked: argparse.Namespace) -> Finished:
+    """What is known of a variant, and those of the wanted runs that are not."""
+    there = {(run.strategy, run.seed) for run in known}
+    folder = asked.runs / f"{variant.name} {variant.kind}".replace(" ", "-")
+    missing = [one for one in wanted if one not in there]
+    made = run_all(variant.material, variant.budget, missing, folder, asked.processes)
+    return Finished(variant.name, variant.kind, variant.budget, [*known, *made])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--minutes", type=float, default=300)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared/data")
     parser.add_argument("--weights", type=Path, default=None)
+    parser.add_argument("--runs", type=Path, default=RUNS)
+    parser.add_argument("--missing", action="store_true")
+    parser.add_argument("--only", default="", help="the name of a setting, such as digits")
     asked = parser.parse_args()
-    began, all_of_them = time.monotonic(), list(variants(asked))
-    found: dict[tuple[str, str], Finished] = {}
-    for frozen, scratch in zip(PASSES, SCRATCH_PASSES, strict=True):
-        for variant in all_of_them:
+    began = time.monotonic()
+    found = {(one.name, one.kind): one for one in read_finished(HERE)} if asked.missing else {}
+    for every, passes in ((FROZEN, PASSES), (SCRATCH, SCRATCH_PASSES)):
+        settings = [one for one in every if asked.only in ("", one.name)]
+        if all(_is_done(found.get((one.name, kind)), passes) for one in settings for kind in KINDS):
+            continue
+        all_of_them = list(variants(settings, asked))
+        for wanted, variant in itertools.product(passes, all_of_them):
             if time.monotonic() - began > 60 * asked.minutes:
                 break
-            asked_of_it = frozen if variant.material.recipe.trained == "head" else scratch
-            if not asked_of_it:
-                continue
-            folder = RUNS / f"{variant.name} {variant.kind}".replace(" ", "-")
-            wanted = wanted_runs(*asked_of_it)
-            runs = run_all(variant.material, variant.budget, wanted, folder, asked.processes)
-            found[variant.name, variant.kind] = Finished(variant.name, variant.kind, variant.budget, runs)
+            where = variant.name, variant.kind
+            known = found[where].runs if where in found else ()
+            found[where] = finish(variant, wanted_runs(*wanted), known, asked)
             minutes = (time.monotonic() - began) / 60
-            print(f"{minutes:.1f} min: {variant.name}, {variant.kind}: {len(runs)} runs", flush=True)
-        write_report(list(found.values()), HERE)
+            print(f"{minutes:.1f} min: {variant.name}, {variant.kind}: {len(found[where].runs)} runs", flush=True)
+            write_report(list(found.values()), HERE)
+
+
+def _is_done(one: Finished | None, passes: Sequence[tuple[Sequence[str], int]]) -> bool:
+    there = {(run.strategy, run.seed) for run in one.runs} if one else set()
+    return all(wanted in there for asked in passes for wanted in wanted_runs(*asked))
 
 
 if __name__ == "__main__":

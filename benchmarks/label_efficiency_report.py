@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lplgrad_backend.lplgrad.acquisition import DEFAULT
-from lplgrad_backend.simulation.replay import Budget, Run
+from lplgrad_backend.simulation.replay import Budget, Round, Run
 from lplgrad_backend.simulation.report import explanation, picture, points, table
 from lplgrad_backend.simulation.statistics import Curves, Interval, against, curves, saving, saving_sentence
 
@@ -41,7 +43,7 @@ class Finished:
 
 
 def write_report(finished: Sequence[Finished], folder: Path) -> None:
-    found = [(one, curves(one.runs)) for one in finished]
+    found = [(one, complete(one.runs)) for one in finished]
     text = [INTRODUCTION, *_overview(found)]
     for one, of_strategy in found:
         name = f"{one.name}, {one.kind}"
@@ -49,7 +51,13 @@ def write_report(finished: Sequence[Finished], folder: Path) -> None:
         (folder / file).write_bytes(picture(of_strategy, name, size=(8.0, 3.4), dpi=72))
         text += [f"\n## {name}\n", explanation(of_strategy), "", *table(of_strategy), "", f"![curves]({file})"]
     (folder / "label_efficiency.md").write_text("\n".join(text) + "\n")
-    (folder / "label_efficiency.json").write_text(json.dumps([_plain(*pair) for pair in found]) + "\n")
+    (folder / "label_efficiency.json").write_text(json.dumps([_plain(one) for one in finished]) + "\n")
+
+
+def complete(runs: Sequence[Run]) -> dict[str, Curves]:
+    """Curves of the strategies that have as many seeds as the default."""
+    counted = Counter(run.strategy for run in runs)
+    return curves([run for run in runs if counted[run.strategy] >= counted[DEFAULT]])
 
 
 Found = list[tuple[Finished, dict[str, Curves]]]
@@ -125,11 +133,27 @@ def _share(what: str, reached: float, wanted: float) -> str:
     return f"- {wanted:.0%} of labels saved against random ({what}): {reached:.0%}: **{kept}**"
 
 
-def _plain(one: Finished, of: dict[str, Curves]) -> dict[str, object]:
+def _plain(one: Finished) -> dict[str, object]:
     """What the tables are made of, without the chosen images, which would be megabytes."""
     return {
-        "variant": one.name, "kind": one.kind, "budget": asdict(one.budget), "seeds": list(of[DEFAULT].seeds),
-        "labels": of[DEFAULT].labels.tolist(),
-        "accuracy": {name: np.round(curve.accuracy, 4).tolist() for name, curve in of.items()},
-        "balanced_accuracy": {name: np.round(curve.balanced, 4).tolist() for name, curve in of.items()},
+        "variant": one.name, "kind": one.kind, "budget": asdict(one.budget),
+        "runs": [{
+            "strategy": run.strategy, "seed": run.seed, "labels": [each.labels for each in run.rounds],
+            "accuracy": [round(each.accuracy, 6) for each in run.rounds],
+            "balanced_accuracy": [round(each.balanced_accuracy, 6) for each in run.rounds],
+        } for run in one.runs],
     }  # fmt: skip
+
+
+def read_finished(folder: Path) -> list[Finished]:
+    """What label_efficiency.json tells of runs; of their rounds the number of labels and both accuracies alone."""
+    return [
+        Finished(one["variant"], one["kind"], Budget(**one["budget"]), [_run(run) for run in one["runs"]])
+        for one in json.loads((folder / "label_efficiency.json").read_text())
+    ]
+
+
+def _run(plain: Mapping[str, Any]) -> Run:
+    columns = zip(plain["labels"], plain["accuracy"], plain["balanced_accuracy"], strict=True)
+    rounds = (Round(*one, (), (), None, None, None, None, 0, 0.0, 0.0, 0.0) for one in columns)
+    return Run(plain["strategy"], plain["seed"], 0, tuple(rounds))

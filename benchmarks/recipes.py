@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.label_efficiency import FROZEN, RARE, RUNS, SCRATCH, Setting, read, settings_for
+from benchmarks.label_efficiency import DIGITS, FROZEN, RARE, RUNS, Setting, read, settings_for
 from benchmarks.label_efficiency import WEIGHTS as WEIGHTS_FILE
 from lplgrad_backend.lplgrad.network import Looked, Network
 from lplgrad_backend.lplgrad.recipe import FROM_SCRATCH, HEAD, Recipe
@@ -81,7 +81,7 @@ def material_of(setting: Setting, asked: argparse.Namespace) -> Material:
 
 
 def cases(asked: argparse.Namespace) -> Iterator[Case]:
-    photos, digits = material_of(FROZEN[0], asked), material_of(SCRATCH, asked)
+    photos, digits = material_of(FROZEN[0], asked), material_of(DIGITS, asked)
     for labels in (30, 150):
         yield Case("TrashNet", photos, labels, HEADS, 2000)
         yield Case("TrashNet, imbalanced", replace(photos, rare=RARE), labels, HEADS, 2000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,19 @@ ARCHITECTURE = Architecture("mobilenet_v2", 3, False, 32, False, options={"width
 BUDGET = Budget(6, 6, 18)
 
 
-def blobs(count: int = 90, held_out: bool = True) -> Material:
-    """Three clouds of points that overlap, as if a frozen network had seen them."""
+def blobs(count: int = 90, held_out: bool = True, *, multiple: bool = False) -> Material:
+    """Three clouds of points that overlap, as if a frozen network had seen them; with `multiple` a point may lie in more."""
     random = np.random.default_rng(0)
-    labels = random.integers(0, 3, count)
+    targets = np.eye(3, dtype=bool)[random.integers(0, 3, count)]
     features = torch.from_numpy(random.normal(size=(count, 1280))).float()
-    features[torch.arange(count), torch.from_numpy(labels)] += 8
+    features[:, :3] += 8 * torch.from_numpy(targets)
+    if multiple:
+        targets |= random.random((count, 3)) < 0.3
+        features += torch.from_numpy(targets).repeat(1, 427)[:, :1280]
     channels = [level.channels for level in Network(ARCHITECTURE).levels]
     seen = Looked(torch.zeros(count, 3), features, tuple(torch.rand(count, number) for number in channels))
-    return Material(labels, np.arange(count) < 30 if held_out else None, seen, ARCHITECTURE, {}, HEAD)
+    architecture = replace(ARCHITECTURE, multiple=multiple)
+    return Material(targets, np.arange(count) < 30 if held_out else None, seen, architecture, {}, HEAD)
 
 
 def digit_folder(folder: Path, count: int = 60) -> Path:

@@ -21,7 +21,8 @@ from lplgrad_backend.lplgrad.network import Architecture, Network
 from lplgrad_backend.settings import Settings, read_settings
 from lplgrad_backend.simulation.datasets import DataSet, open_data
 from lplgrad_backend.simulation.features import prepare
-from lplgrad_backend.simulation.study import budget_named, strategies_named
+from lplgrad_backend.simulation.replay import Budget
+from lplgrad_backend.simulation.study import Study, budget_named, simulate, strategies_named
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """<View><Image name="image" value="$image"/><Choices name="kind" toName="image">
@@ -55,7 +56,8 @@ def environment(folder: Path, weights: Path | None = None) -> dict[str, str]:
 
 
 def names(data: DataSet) -> list[str]:
-    return [data.classes[label] for label in data.labels]
+    """Classes of each image, with | between them."""
+    return ["|".join(name for name, shown in zip(data.classes, row, strict=True) if shown) for row in data.targets]
 
 
 class TestDataSets:
@@ -97,18 +99,37 @@ class TestDataSets:
         (tmp_path / "wrong.csv").write_text("file,kind\na,b\n")
         (tmp_path / "one.csv").write_text("path,label\na.png,x\nb.png,x\n")
         (tmp_path / "split.csv").write_text("path,label,split\na.png,x,holdout\nb.png,y,train\n")
+        (tmp_path / "both.csv").write_text("path,label,split\na.png,x,test\nb.png,y,train\na.png,y,train\n")
         for name, error, word in (
             ("nowhere", SettingsError, "folder per class"),
             ("empty", SettingsError, "no labelled image"),
             ("wrong.csv", SettingsError, "path and label"),
             ("one.csv", NotLearnable, "at least two"),
             ("split.csv", SettingsError, "'holdout'"),
+            ("both.csv", SettingsError, "a.png is in test and train"),
         ):
             with pytest.raises(error, match=word):
                 open_data(str(tmp_path / name), settings)
         for project, word in (("labelstudio:1", "LABEL_STUDIO_URL"),):
             with pytest.raises(SettingsError, match=word):
                 open_data(project, settings)
+
+    def test_several_classes_of_an_image_stand_in_a_row_or_in_rows(self, tmp_path: Path) -> None:
+        listed = {
+            "bars.csv": "path,label\na.png,dog|cat\nb.png,cat\nc.png, dog | dog \nd.png,|\n",
+            "rows.csv": "path,label\na.png,dog\nb.png,cat\na.png,cat\nc.png,dog\nb.png,cat\n",
+        }
+        for name, text in listed.items():
+            (tmp_path / name).write_text(text)
+            data = open_data(str(tmp_path / name), settings_for(tmp_path))
+            assert data.multiple
+            assert names(data) == ["cat|dog", "cat", "dog"]
+            assert data.held_out is None
+
+    def test_the_same_row_again_is_the_same_image_again(self, tmp_path: Path) -> None:
+        (tmp_path / "twice.csv").write_text("path,label\na.png,cat\na.png,cat\nb.png,dog\n")
+        data = open_data(str(tmp_path / "twice.csv"), settings_for(tmp_path))
+        assert (names(data), data.multiple) == (["cat", "cat", "dog"], False)
 
     def test_a_project_s_own_annotations_are_data(self, tmp_path: Path) -> None:
         fake = FakeLabelStudio()
@@ -131,6 +152,24 @@ class TestDataSets:
         assert names(data) == [digit.label for digit in digits[:-1]]
         assert all(isinstance(one, np.ndarray) and one.shape == (8, 8, 3) for one in pixels)
 
+    def test_several_choices_of_a_task_are_several_classes(self, tmp_path: Path) -> None:
+        """What half of the annotators chose counts; a task on which nothing is agreed is left out."""
+        fake = FakeLabelStudio()
+        project = int(
+            fake.add_project("Digits", CONFIG.replace('toName="image"', 'toName="image" choice="multiple"'))["id"]
+        )
+        tasks = fake.import_tasks(project, [{"data": {"image": f"/data/upload/{project}/{at}.png"}} for at in range(4)])
+        said = {0: (["0", "2"],), 1: (["1"], ["1", "2"]), 2: (["0"], ["1"], ["2"]), 3: (["0"], ["0"], ["0", "1"])}
+        for at, annotators in said.items():
+            for who, choices in enumerate(annotators):
+                chosen = {"from_name": "kind", "to_name": "image", "type": "choices", "value": {"choices": choices}}
+                fake.annotate(tasks[at], {"result": [chosen]}, f"{who}@example.com")
+        with fake.serving() as url:
+            settings = settings_for(tmp_path, LABEL_STUDIO_URL=url, LABEL_STUDIO_API_KEY=fake.legacy_token())
+            data = open_data(f"labelstudio:{project}", settings)
+        assert data.multiple
+        assert names(data) == ["0|2", "1|2", "0"]
+
 
 class TestFeatures:
     def test_they_are_computed_once_and_kept_by_content_and_weights(
@@ -139,7 +178,7 @@ class TestFeatures:
         data, settings = open_data(str(folder), settings_for(tmp_path)), settings_for(tmp_path, weights)
         told: list[int] = []
         first = prepare(data, settings, 1, lambda done, total: told.append(done)).material
-        assert told[-1] == len(data.labels)
+        assert told[-1] == len(data.targets)
         told.clear()
         again = prepare(data, settings, 1, lambda done, total: told.append(done)).material
         assert told == []
@@ -161,7 +200,7 @@ class TestFeatures:
         prepared = prepare(
             open_data(str(tmp_path / "all.csv"), settings_for(tmp_path)), settings_for(tmp_path, weights), 1
         )
-        assert len(prepared.material.labels) == len(listed.splitlines())
+        assert len(prepared.material.targets) == len(listed.splitlines())
         assert any("2 of" in sentence for sentence in prepared.sentences)
 
 
@@ -200,3 +239,23 @@ def test_the_command_runs_writes_and_goes_on(folder: Path, tmp_path: Path, weigh
     assert (tmp_path / "out/curves.png").read_bytes().startswith(b"\x89PNG")
     assert "| margin |" in (tmp_path / "out/table.md").read_text()
     assert len(list(tmp_path.glob("out/runs-*/*.json"))) == 4
+
+
+@pytest.mark.timeout(300)
+def test_several_classes_per_image_from_a_csv_to_the_table(folder: Path, tmp_path: Path, weights: Path) -> None:
+    """Digits that are even, and digits below two: sigmoid heads, and a measure that says so."""
+    shown = {"0": "even|small", "1": "small", "2": "even"}
+    rows = [f"{file},{shown[file.parent.name]}" for file in sorted(folder.rglob("*.png"))]
+    (tmp_path / "digits.csv").write_text("path,label\n" + "\n".join(rows))
+    asked = Study(("random", "lplgrad-coverage"), 1, Budget(6, 6, 12))
+    settings = settings_for(tmp_path, weights)
+    lines = simulate(str(tmp_path / "digits.csv"), settings, asked, tmp_path / "out", 1, lambda *news: None)
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["plan"]["architecture"]["multiple"]
+    assert results["plan"]["measures"]["plain"] == "mean average precision"
+    assert any("final mean average precision" in line for line in lines)
+    assert "| final mean average precision |" in (tmp_path / "out/table.md").read_text()
+    for run in results["runs"]:
+        for one in run["rounds"]:
+            assert sum(one["per_class"]) > one["labels"] == len(set(one["chosen"])) + one["labels"] - 6
+            assert 0.4 < one["accuracy"] <= 1

@@ -11,6 +11,7 @@ import pytest
 from simulated import BUDGET, blobs
 
 from lplgrad_backend.errors import NotLearnable, TrainingError
+from lplgrad_backend.lplgrad.acquisition import STRATEGIES
 from lplgrad_backend.simulation.replay import Budget, Replay, Run, divide
 from lplgrad_backend.simulation.runs import RunFolder, run_all, wanted_runs
 
@@ -46,11 +47,22 @@ def test_the_measures_are_those_of_a_loop(replay: Replay) -> None:
     material = blobs()
     one = replay.run("random", 0).rounds[-1]
     held = np.flatnonzero(material.held_out)
-    predicted = replay._predicted(held)
+    predicted = replay._logits(held).argmax(1)
     right = [int(a == b) for a, b in zip(predicted, material.labels[held], strict=True)]
     by_class = [[r for r, label in zip(right, material.labels[held], strict=True) if label == k] for k in range(3)]
     assert one.accuracy == pytest.approx(sum(right) / len(right))
     assert one.balanced_accuracy == pytest.approx(sum(sum(of) / len(of) for of in by_class) / 3)
+
+
+@pytest.mark.parametrize("strategy", [*STRATEGIES])
+def test_images_of_several_classes_are_replayed_by_every_strategy(strategy: str) -> None:
+    material = blobs(multiple=True)
+    run = Replay(material, BUDGET).run(strategy, 0)
+    chosen = [image for one in run.rounds for image in one.chosen]
+    assert len(chosen) == len(set(chosen)) == 18
+    assert run.rounds[-1].per_class == tuple(material.targets[chosen].sum(0))
+    assert sum(run.rounds[-1].per_class) > 18
+    assert run.rounds[-1].accuracy > 0.8
 
 
 def test_a_quarter_is_held_out_where_the_data_do_not_say() -> None:

@@ -20,7 +20,8 @@ from lplgrad_backend.simulation import study
 Data = Annotated[
     str,
     typer.Argument(
-        help="Folder per class, CSV of path and label, zip of either, or labelstudio:PROJECT.", metavar="DATA"
+        help="Folder per class, CSV of path and label (several with | between), zip of either, or labelstudio:PROJECT.",
+        metavar="DATA",
     ),
 ]
 Preset = Annotated[str | None, typer.Option(help="Training recipe, as in LPLGRAD_PRESET.")]

@@ -1,8 +1,8 @@
-"""Labelled images to replay: a folder per class, a CSV of path and label, a zip of either, or a Label Studio project."""
+"""Labelled images to replay: a folder per class, a CSV of path and label, a zip of either, or a Label Studio project. An
+image has one class each, or any number, where a CSV or a project's label config says so."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import zipfile
@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 from lplgrad_backend.errors import ImageError, ImageUnavailable, NotLearnable, RequestError, SettingsError
 from lplgrad_backend.image_decoding import Decoder
 from lplgrad_backend.images import Images, Pixels
-from lplgrad_backend.labeling import Labeling, parse_label_config, project_number, read_annotations
+from lplgrad_backend.labeling import Example, Labeling, parse_label_config, project_number, read_annotations
 from lplgrad_backend.settings import Settings
+from lplgrad_backend.simulation.listing import SPLITS, SUFFIXES, Row, rows_of_csv, rows_of_names
 from lplgrad_backend.sources import open_images, open_label_studio
 
 PROJECT = "labelstudio:"
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-SPLITS = {"train": False, "pool": False, "test": True, "val": True, "valid": True, "validation": True}
 LOOKED_AT = 64
 THREADS = 4
 WANTED = (
-    "a folder with a folder per class, a CSV with the columns path and label, a zip of either, or labelstudio:PROJECT"
+    "a folder with a folder per class, a CSV with the columns path and label (several with | between), a zip of either, or "
+    "labelstudio:PROJECT"
 )
 
 
@@ -47,29 +47,22 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True)
 class DataSet:
-    """Images and the class of each.
+    """Images and the classes of each.
 
     Attributes:
         name: for a person.
         classes: their names, C.
-        labels: int64 [N] in 0 … C - 1.
+        targets: bool [N, C], which classes an image shows: at least one.
+        multiple: whether it may show several.
         held_out: bool [N], which are for measuring alone; None where the data do not say.
     """
 
     name: str
     classes: tuple[str, ...]
-    labels: NDArray[np.int64]
+    targets: NDArray[np.bool_]
+    multiple: bool
     held_out: NDArray[np.bool_] | None
     pictures: Pictures
-
-
-@dataclass(frozen=True)
-class Row:
-    """One image: where it is, its class, and its split ("" where none is named)."""
-
-    path: str
-    label: str
-    split: str = ""
 
 
 class Files:
@@ -164,7 +157,11 @@ def open_data(where: str, settings: Settings) -> DataSet:
     path = Path(where).expanduser()
     if path.is_dir():
         listed = path / "labels.csv"
-        rows = _of_csv(listed.read_text("utf-8-sig"), "DATA") if listed.is_file() else _of_names(_names_below(path))
+        rows = (
+            rows_of_csv(listed.read_text("utf-8-sig"), "DATA")
+            if listed.is_file()
+            else rows_of_names(_names_below(path))
+        )
         return _data_set(path.name, rows, lambda name: (path / name).read_bytes())
     if path.is_file() and zipfile.is_zipfile(path):
         return _of_zip(path)
@@ -175,7 +172,7 @@ def open_data(where: str, settings: Settings) -> DataSet:
 
 def _of_csv_file(path: Path) -> DataSet:
     try:
-        rows = _of_csv(path.read_text("utf-8-sig"), "DATA")
+        rows = rows_of_csv(path.read_text("utf-8-sig"), "DATA")
     except UnicodeDecodeError as error:
         raise SettingsError("DATA", str(path), WANTED) from error
     return _data_set(path.stem, rows, lambda name: (path.parent / name).read_bytes())
@@ -193,39 +190,14 @@ def _of_zip(path: Path) -> DataSet:
         listed = next((name for name in names if PurePosixPath(name).name == "labels.csv"), None)
         contents = {name: archive.read(name) for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES}
         if listed is None:
-            return _data_set(path.stem, _of_names(names), contents.__getitem__)
-        rows = _of_csv(archive.read(listed).decode("utf-8-sig"), "DATA")
+            return _data_set(path.stem, rows_of_names(names), contents.__getitem__)
+        rows = rows_of_csv(archive.read(listed).decode("utf-8-sig"), "DATA")
         below = listed.removesuffix("labels.csv")
     return _data_set(path.stem, rows, lambda name: contents[below + name])
 
 
 def _names_below(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def _of_names(names: Sequence[str]) -> list[Row]:
-    """Rows of `class/file` or `split/class/file`."""
-    paths = [PurePosixPath(name) for name in sorted(names)]
-    images = [path for path in paths if path.suffix.lower() in SUFFIXES and len(path.parts) > 1]
-    rows = []
-    for path in images:
-        above = path.parts[-3].lower() if len(path.parts) > 2 else ""
-        rows.append(Row(str(path), path.parts[-2], above if above in SPLITS else ""))
-    return rows
-
-
-def _of_csv(text: str, key: str) -> list[Row]:
-    """Rows of a CSV with the columns path, label and perhaps split."""
-    reader = csv.DictReader(io.StringIO(text))
-    columns = {name.strip().lower(): name for name in reader.fieldnames or ()}
-    if not {"path", "label"} <= columns.keys():
-        raise SettingsError(key, ",".join(reader.fieldnames or ())[:100], "a CSV with the columns path and label")
-    split = columns.get("split")
-    return [
-        Row(row[columns["path"]], row[columns["label"]], (row[split] or "").lower() if split else "")
-        for row in reader
-        if row[columns["path"]] and row[columns["label"]]
-    ]
 
 
 def _data_set(name: str, rows: Sequence[Row], read: Callable[[str], bytes]) -> DataSet:
@@ -236,7 +208,8 @@ def _data_set(name: str, rows: Sequence[Row], read: Callable[[str], bytes]) -> D
         raise SettingsError("DATA", name, f"splits called train and test, not {sorted(unknown)[0]!r}")
     held_out = np.array([SPLITS.get(row.split, False) for row in rows])
     usable = held_out if held_out.any() and not held_out.all() else None
-    return _named(name, [row.label for row in rows], usable, Files([row.path for row in rows], read))
+    several = any(len(row.classes) > 1 for row in rows)
+    return _named(name, [row.classes for row in rows], several, usable, Files([row.path for row in rows], read))
 
 
 def _of_project(number: str, settings: Settings) -> DataSet:
@@ -248,29 +221,30 @@ def _of_project(number: str, settings: Settings) -> DataSet:
     except RequestError as error:
         raise SettingsError("DATA", PROJECT + number, "labelstudio: and the number of a project") from error
     labeling = parse_label_config(str(client.project(project)["label_config"]))
-    _only_single(labeling)
-    examples = [
-        (example.task_id, example.uri, labeling.classes[int(np.argmax(example.target))])
-        for example in read_annotations(labeling, client.annotated_tasks(project)).examples
-    ]
-    if not examples:
+    found = read_annotations(labeling, client.annotated_tasks(project)).examples
+    shown = [(one.task_id, one.uri, classes) for one in found if (classes := _agreed(labeling, one))]
+    if not shown:
         raise NotLearnable(f"Project {project} has no annotation yet.")
-    tasks = [(task, uri) for task, uri, _ in examples]
-    return _named(
-        f"project {project}", [label for *_, label in examples], None, Tasks(open_images(settings, client), tasks)
-    )
+    pictures = Tasks(open_images(settings, client), [(task, uri) for task, uri, _ in shown])
+    return _named(f"project {project}", [classes for *_, classes in shown], labeling.multiple, None, pictures)
 
 
-def _only_single(labeling: Labeling) -> None:
-    if labeling.multiple:
-        raise NotLearnable(
-            f"Choices {labeling.from_name!r} allows several classes per image; a simulation needs one class per image."
-        )
+def _agreed(labeling: Labeling, example: Example) -> tuple[str, ...]:
+    """The class that most annotators chose, or where several may hold all that half of them chose."""
+    if not labeling.multiple:
+        return (labeling.classes[int(np.argmax(example.target))],)
+    return tuple(name for name, share in zip(labeling.classes, example.target, strict=True) if share >= 0.5)
 
 
-def _named(name: str, labels: Sequence[str], held_out: NDArray[np.bool_] | None, pictures: Pictures) -> DataSet:
-    classes = tuple(sorted(set(labels)))
+def _named(
+    name: str,
+    shown: Sequence[tuple[str, ...]],
+    multiple: bool,
+    held_out: NDArray[np.bool_] | None,
+    pictures: Pictures,
+) -> DataSet:
+    classes = tuple(sorted({one for of_image in shown for one in of_image}))
     if len(classes) < 2:
         raise NotLearnable(f"{name} has one class, {classes[0]!r}; at least two are needed.")
-    numbers = {label: number for number, label in enumerate(classes)}
-    return DataSet(name, classes, np.array([numbers[label] for label in labels], dtype=np.int64), held_out, pictures)
+    targets = np.array([[one in of_image for one in classes] for of_image in shown])
+    return DataSet(name, classes, targets, multiple, held_out, pictures)

@@ -51,7 +51,7 @@ def prepare(data: DataSet, settings: Settings, processes: int, report: Report = 
         NotLearnable: no image can be read.
     """
     longest = data.pictures.longest()
-    start = start_of(settings, longest, len(data.classes), False, len(data.labels), torch.device("cpu"))
+    start = start_of(settings, longest, len(data.classes), data.multiple, len(data.targets), torch.device("cpu"))
     network, recipe, architecture = start.network, start.recipe, start.network.architecture
     said = [*start.said, f"Recipe {start.reason}"]
     state = _weights(network) if start.pretrained else {}
@@ -61,7 +61,7 @@ def prepare(data: DataSet, settings: Settings, processes: int, report: Report = 
     if not readable.all():
         said.append(f"{int((~readable).sum())} of {len(readable)} images cannot be read and are left out.")
     held_out = None if data.held_out is None else data.held_out[readable]
-    material = Material(data.labels[readable], held_out, seen, architecture, state, recipe)
+    material = Material(data.targets[readable], held_out, seen, architecture, state, recipe)
     return Prepared(material, tuple(said))
 
 
@@ -103,9 +103,9 @@ def _seen(
 
 
 def _key(data: DataSet, architecture: Architecture, state: Mapping[str, Tensor]) -> str:
-    """What the features depend on. The classes count is not among it."""
+    """What the features depend on. How many classes there are, and per image, is not among it."""
     digest = hashlib.sha256(data.pictures.digest().encode())
-    digest.update(json.dumps({**architecture.as_plain(), "classes": 0}, sort_keys=True).encode())
+    digest.update(json.dumps({**architecture.as_plain(), "classes": 0, "multiple": False}, sort_keys=True).encode())
     for name, value in sorted(state.items()):
         digest.update(name.encode() + value.numpy().tobytes())
     return digest.hexdigest()
@@ -113,7 +113,7 @@ def _key(data: DataSet, architecture: Architecture, state: Mapping[str, Tensor])
 
 def _pixels(data: DataSet, side: int, report: Report) -> tuple[Tensor, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
     found = []
-    readable = np.zeros(len(data.labels), dtype=bool)
+    readable = np.zeros(len(data.targets), dtype=bool)
     for at, one in enumerate(data.pictures.load(side)):
         if not isinstance(one, ImageError):
             found.append(one)

@@ -24,6 +24,7 @@ from lplgrad_backend.lplgrad.ordering import Acquisition, Ordered, order_pool
 from lplgrad_backend.lplgrad.pool import FeaturePool, NetworkPool, Pool
 from lplgrad_backend.lplgrad.recipe import Recipe
 from lplgrad_backend.lplgrad.training import fit, look_at
+from lplgrad_backend.simulation.measures import measured
 
 HELD_OUT = 0.25
 MOST_ROUNDS = 10_000  # so that no two rounds of all seeds draw the same numbers
@@ -35,17 +36,17 @@ class Material:
     """What runs are made of, the same for all.
 
     Attributes:
-        labels: class of each image, int64 [N].
+        targets: which classes an image shows, bool [N, C]: one, or any number where the architecture says so.
         held_out: bool [N], which images are for measuring alone; None: a quarter, drawn anew for each seed.
         seen: what the frozen network says of each image, or the images themselves, uint8 [N, 3, S, S].
         architecture, state: the network before any training, by parameter name.
         recipe: how it is trained.
         copies: how often each image stands in the pool.
         rare: images of a class there are in the pool for each of the more frequent classes, in (0, 1]; the classes with an
-            odd number are the rare ones.
+            odd number are the rare ones. Below 1 only where an image has one class.
     """
 
-    labels: NDArray[np.int64]
+    targets: NDArray[np.bool_]
     held_out: NDArray[np.bool_] | None
     seen: Looked | Tensor
     architecture: Architecture
@@ -53,6 +54,17 @@ class Material:
     recipe: Recipe
     copies: int = 1
     rare: float = 1.0
+
+    @property
+    def multiple(self) -> bool:
+        """Any number of classes per image instead of one."""
+        return self.architecture.multiple
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class of each image, int64 [N], where it has one."""
+        labels: NDArray[np.int64] = self.targets.argmax(1)
+        return labels
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,8 @@ class Round:
 
     Attributes:
         labels: number of labels trained on.
-        accuracy, balanced_accuracy: on the held-out images, in [0, 1].
+        accuracy, balanced_accuracy: on the held-out images, in [0, 1]; where an image has several classes, the two
+            numbers of `measures` for that.
         per_class: labels of each class [C].
         chosen: images labelled since the round before, in order.
         ordered_by: strategy that made the order; another one than asked for where `complaint` says why.
@@ -135,27 +148,31 @@ def divide(material: Material, budget: Budget, seed: int) -> Division:
         NotLearnable: there are too few images for the budget, or the first labels cannot hold two classes.
     """
     random = np.random.default_rng(seed)
-    count = len(material.labels)
+    count = len(material.targets)
     held_out = material.held_out
     if held_out is None:
         held_out = np.zeros(count, dtype=bool)
         held_out[random.permutation(count)[: max(1, round(HELD_OUT * count))]] = True
     pool = random.permutation(np.flatnonzero(~held_out))
     if material.rare < 1:
-        often = np.bincount(material.labels[pool]).max()
-        few = max(1, round(material.rare * often))
-        pool = _thinned(pool, material.labels, few)
+        assert not material.multiple
+        often = material.targets[pool].sum(0).max()
+        pool = _thinned(pool, material.labels, max(1, round(material.rare * often)))
     pool = pool[: max(1, budget.pool // material.copies)]
     pool = random.permutation(np.repeat(pool, material.copies))
-    if len(pool) < budget.last or len(np.unique(material.labels[pool])) < 2:
+    if len(pool) < budget.last or _classes_in(material, pool) < 2:
         raise NotLearnable(
             f"{len(pool)} images can be labelled, and the simulation asks for {budget.last} labels of at least two classes. "
             "Lower --budget, or give more images."
         )
     first = budget.first
-    while len(np.unique(material.labels[pool[:first]])) < 2:
+    while _classes_in(material, pool[:first]) < 2:
         first += 1  # as in production, where no round is due before there are two classes
     return Division(np.flatnonzero(held_out), pool[:first], pool[first:])
+
+
+def _classes_in(material: Material, images: NDArray[np.int64]) -> int:
+    return int(material.targets[images].any(0).sum())
 
 
 def _thinned(pool: NDArray[np.int64], labels: NDArray[np.int64], few: int) -> NDArray[np.int64]:
@@ -170,7 +187,6 @@ class Replay:
 
     def __init__(self, material: Material, budget: Budget) -> None:
         self._material, self._budget = material, budget
-        self._classes = material.architecture.classes
         self._network = Network(material.architecture)
         self._last_start: tuple[int, dict[str, Tensor]] | None = None
 
@@ -241,8 +257,7 @@ class Replay:
         return Looked(seen.logits[at], seen.features[at], tuple(level[at] for level in seen.pooled))
 
     def _targets(self, images: NDArray[np.int64]) -> Tensor:
-        labels = torch.from_numpy(self._material.labels[images])
-        return torch.nn.functional.one_hot(labels, self._classes).float()
+        return torch.from_numpy(self._material.targets[images]).float()
 
     def _round(
         self,
@@ -253,15 +268,14 @@ class Replay:
         news: tuple[int, float],
         seconds: tuple[float, float],
     ) -> Round:
-        right = self._predicted(held_out) == self._material.labels[held_out]
-        truth = self._material.labels[held_out]
-        of_class = [right[truth == one].mean() for one in np.unique(truth)]
+        material = self._material
+        accuracy, balanced = measured(self._logits(held_out), material.targets[held_out], material.multiple)
         health = ordered.health if ordered else None
         return Round(
             labels=len(labelled),
-            accuracy=float(right.mean()),
-            balanced_accuracy=float(np.mean(of_class)),
-            per_class=tuple(np.bincount(self._material.labels[labelled], minlength=self._classes).tolist()),
+            accuracy=accuracy,
+            balanced_accuracy=balanced,
+            per_class=tuple(material.targets[labelled].sum(0).tolist()),
             chosen=tuple(chosen.tolist()),
             ordered_by=ordered.ordered_by if ordered else None,
             correlation=_finite(health.correlation) if health else None,
@@ -273,14 +287,13 @@ class Replay:
             seconds_ordering=round(seconds[1], 4),
         )
 
-    def _predicted(self, images: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _logits(self, images: NDArray[np.int64]) -> NDArray[np.float32]:
         part = self._part(images)
         with torch.no_grad():
-            logits = (
+            logits: NDArray[np.float32] = (
                 self._network.head(part.features) if isinstance(part, Looked) else look_at(self._network, part).logits
-            )
-        predicted: NDArray[np.int64] = logits.argmax(1).numpy()
-        return predicted
+            ).numpy()
+        return logits
 
 
 def _finite(value: float) -> float | None:

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lplgrad_backend.files import write_whole
+from lplgrad_backend.simulation.measures import ONE_CLASS, Measures
 from lplgrad_backend.simulation.replay import Run
 from lplgrad_backend.simulation.statistics import (
     Comparison,
@@ -26,13 +27,19 @@ from lplgrad_backend.simulation.statistics import (
 )
 
 RANDOM = "random"
-HEADINGS = (
-    "strategy", "AULC", "difference to random", "wins", "p", "final accuracy", "balanced AULC", "difference to random",
-    "labels for random's final accuracy",
-)  # fmt: skip
 
 
-def write(runs: Sequence[Run], plan: Mapping[str, Any], title: str, out: Path) -> list[str]:
+def headings(names: Measures) -> tuple[str, ...]:
+    """Of the table."""
+    return (
+        "strategy", "AULC", "difference to random", "wins", "p", f"final {names.plain}", "balanced AULC",
+        "difference to random", f"labels for random's final {names.plain}",
+    )  # fmt: skip
+
+
+def write(
+    runs: Sequence[Run], plan: Mapping[str, Any], title: str, out: Path, names: Measures = ONE_CLASS
+) -> list[str]:
     """Write the three files into `out`, and return the summary.
 
     Args:
@@ -40,27 +47,31 @@ def write(runs: Sequence[Run], plan: Mapping[str, Any], title: str, out: Path) -
     """
     out.mkdir(parents=True, exist_ok=True)
     found = curves(runs)
-    write_whole(out / "curves.png", picture(found, title))
-    write_whole(out / "table.md", (f"# {title}\n\n{explanation(found)}\n\n" + "\n".join(table(found)) + "\n").encode())
+    write_whole(out / "curves.png", picture(found, title, names))
+    text = f"# {title}\n\n{explanation(found, names)}\n\n" + "\n".join(table(found, names)) + "\n"
+    write_whole(out / "table.md", text.encode())
     results = {"plan": plan, "runs": [run.as_plain() for run in runs]}
     write_whole(out / "results.json", json.dumps(results, allow_nan=False).encode())
-    return summary(found)
+    return summary(found, names)
 
 
-def explanation(found: Mapping[str, Curves]) -> str:
+def explanation(found: Mapping[str, Curves], names: Measures = ONE_CLASS) -> str:
     """How to read the table."""
     first = next(iter(found.values()))
+    several = "" if names == ONE_CLASS else f" Balanced AULC is that of {names.even}."
     return (
-        f"{len(first.seeds)} seeds, {first.labels[0]} to {first.labels[-1]} labels. AULC is the mean accuracy over rounds, "
-        "in percent; differences are in points, on the same seeds, with 95 % bootstrap intervals; p is Holm-corrected."
+        f"{len(first.seeds)} seeds, {first.labels[0]} to {first.labels[-1]} labels. AULC is the mean {names.plain} over "
+        "rounds, in percent; differences are in points, on the same seeds, with 95 % bootstrap intervals; p is "
+        f"Holm-corrected.{several}"
     )
 
 
-def table(found: Mapping[str, Curves]) -> list[str]:
+def table(found: Mapping[str, Curves], names: Measures = ONE_CLASS) -> list[str]:
     """Lines of Markdown, one strategy each; best AULC first."""
     plain, even = _against_random(found, balanced=False), _against_random(found, balanced=True)
     order = sorted(found, key=lambda name: -found[name].accuracy.mean())
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
+    heads = headings(names)
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name in order:
         one = found[name]
         measured = [100 * one.accuracy.mean(), 100 * one.accuracy[:, -1].mean(), 100 * one.balanced.mean()]
@@ -90,13 +101,13 @@ def _saving(found: Mapping[str, Curves], name: str) -> str:
     return saving_sentence(saving(found[name], found[RANDOM])) if RANDOM in found and name != RANDOM else ""
 
 
-def summary(found: Mapping[str, Curves]) -> list[str]:
+def summary(found: Mapping[str, Curves], names: Measures = ONE_CLASS) -> list[str]:
     """A sentence for each strategy, best first."""
     compared = _against_random(found, balanced=False)
     lines = []
     for name in sorted(found, key=lambda name: -found[name].accuracy.mean()):
         one, aulc = found[name], interval(found[name].accuracy.mean(1))
-        sentence = f"{name}: AULC {100 * aulc.mean:.1f} %, final accuracy {100 * one.accuracy[:, -1].mean():.1f} %"
+        sentence = f"{name}: AULC {100 * aulc.mean:.1f} %, final {names.plain} {100 * one.accuracy[:, -1].mean():.1f} %"
         if name in compared:
             paired = compared[name]
             sentence += (
@@ -107,8 +118,15 @@ def summary(found: Mapping[str, Curves]) -> list[str]:
     return lines
 
 
-def picture(found: Mapping[str, Curves], title: str, *, size: tuple[float, float] = (9.0, 4.2), dpi: int = 90) -> bytes:
-    """A PNG with accuracy and balanced accuracy over labels: the mean of each strategy, the interval of that mean as a band,
+def picture(
+    found: Mapping[str, Curves],
+    title: str,
+    names: Measures = ONE_CLASS,
+    *,
+    size: tuple[float, float] = (9.0, 4.2),
+    dpi: int = 90,
+) -> bytes:
+    """A PNG with both measures over labels: the mean of each strategy, the interval of that mean as a band,
     and every seed as a faint line."""
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title)
@@ -126,7 +144,7 @@ def picture(found: Mapping[str, Curves], title: str, *, size: tuple[float, float
             )
             axes.plot(one.labels, 100 * values.mean(0), color=colour, linewidth=1.6, label=name)
         axes.set_xlabel("labels")
-        axes.set_ylabel("balanced accuracy, %" if balanced else "accuracy, %")
+        axes.set_ylabel(f"{names.even if balanced else names.plain}, %")
         axes.grid(alpha=0.2)
         low = min(np.quantile(one.of(balanced)[:, 0], 0.1) for one in found.values())
         axes.set_ylim(bottom=max(0.0, 100 * low - 5))

@@ -15,6 +15,7 @@ from lplgrad_backend.settings import Settings
 from lplgrad_backend.simulation import report
 from lplgrad_backend.simulation.datasets import DataSet, open_data
 from lplgrad_backend.simulation.features import prepare
+from lplgrad_backend.simulation.measures import measures_of
 from lplgrad_backend.simulation.replay import Budget, Material
 from lplgrad_backend.simulation.runs import run_all, wanted_runs
 
@@ -85,7 +86,8 @@ def simulate(where: str, settings: Settings, study: Study, out: Path, processes:
             processes,
             lambda done, total: progress("runs", done, total),
         )
-        summary = report.write(runs, plan, f"{data.name}: {prepared.material.architecture.backbone}", out)
+        title = f"{data.name}: {prepared.material.architecture.backbone}"
+        summary = report.write(runs, plan, title, out, measures_of(data.multiple))
     except OSError as error:
         raise SettingsError("--out", str(out), f"a folder that can be written ({error.strerror})") from error
     return [*prepared.sentences, *summary]
@@ -98,7 +100,9 @@ def _plan(data: DataSet, material: Material, study: Study) -> dict[str, Any]:
         "data": data.name,
         "content": data.pictures.digest(),
         "classes": data.classes,
-        "images": len(material.labels),
+        "images": len(material.targets),
+        "several_classes_per_image": material.multiple,
+        "measures": asdict(measures_of(material.multiple)),
         "held_out": None if material.held_out is None else int(material.held_out.sum()),
         "architecture": material.architecture.as_plain(),
         "recipe": material.recipe.as_plain(),
@@ -112,7 +116,7 @@ def _digest(plan: dict[str, Any], material: Material) -> str:
     """What every run depends on; more strategies or seeds go on with the runs that there are."""
     kept = {name: value for name, value in plan.items() if name not in ("strategies", "seeds")}
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
-    digest.update(material.labels.tobytes())
+    digest.update(material.targets.tobytes())
     for name, value in sorted(material.state.items()):
         digest.update(name.encode() + value.numpy().tobytes())
     return digest.hexdigest()[:16]
