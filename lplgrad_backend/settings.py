@@ -178,6 +178,12 @@ class Settings(BaseModel):
     threads: int = Field(
         0, alias="LPLGRAD_THREADS", ge=0, description="Processor threads a round uses; 0: one per core that it may use."
     )
+    processes: Annotated[int, Field(ge=0, le=64)] = Field(
+        0,
+        alias="LPLGRAD_PROCESSES",
+        description="Processes that train one network together, unless only its last layer is trained; 0: one per visible "
+        "graphics card, or one.",
+    )
     worker: Literal["embedded", "external"] = Field(
         "embedded",
         alias="LPLGRAD_WORKER",

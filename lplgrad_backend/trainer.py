@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -35,7 +36,7 @@ from lplgrad_backend.lplgrad.network import Looked, Network
 from lplgrad_backend.lplgrad.ordering import SAFE, Acquisition, Health, Ordered
 from lplgrad_backend.lplgrad.recipe import Recipe
 from lplgrad_backend.lplgrad.spreading import GAP
-from lplgrad_backend.lplgrad.training import fit
+from lplgrad_backend.lplgrad.training import EpochRecord, fit
 from lplgrad_backend.memory import in_batches, is_out_of_memory, memory_warning, scoring_batch
 from lplgrad_backend.preparation import device_of, start_of, typical_side
 from lplgrad_backend.processors import usable_processors
@@ -56,6 +57,7 @@ from lplgrad_backend.sight import Labelled, Sight
 from lplgrad_backend.sources import open_images, open_label_studio
 from lplgrad_backend.status import Phase
 from lplgrad_backend.store import OrderHealth, Store, write_scores
+from lplgrad_backend.together import fit_together, processes_for
 
 log = logging.getLogger(__name__)
 NICENESS = 10
@@ -113,7 +115,7 @@ def run(order: Order, folder: Path, settings: Settings) -> Outcome:
     unseen = None
     if isinstance(labelled.images, Looked):
         unseen = cross_fit(network, labelled.images, labelled.targets, recipe, seed=settings.seed, device=device)
-    metrics = _train(network, labelled, recipe, settings, report)
+    metrics = _train(network, labelled, recipe, settings, folder, report)
     safetensors.torch.save_file(network.state_dict(), folder / WEIGHTS)
     trained_seconds = time.monotonic() - started
     held_out = sight.labelled(order.held_out)
@@ -168,11 +170,12 @@ def check_classes(labelled: Labelled, asked: int) -> None:
 
 
 def _train(
-    network: Network, labelled: Labelled, recipe: Recipe, settings: Settings, report: Reporter
+    network: Network, labelled: Labelled, recipe: Recipe, settings: Settings, folder: Path, report: Reporter
 ) -> dict[str, float]:
-    metrics: dict[str, float] = {"images": len(labelled.targets)}
     device = device_of(settings)
-    for record in fit(network, labelled.images, labelled.targets, recipe, seed=settings.seed, device=device):
+    processes = processes_for(settings, device, recipe)
+    metrics: dict[str, float] = {"images": len(labelled.targets), "processes": processes}
+    for record in _records(network, labelled, recipe, settings, device, folder, processes):
         report(Phase.TRAINING, record.epoch, record.epochs)
         metrics |= {
             "epochs": record.epoch,
@@ -181,6 +184,26 @@ def _train(
             "training_accuracy": record.accuracy,
         }
     return metrics
+
+
+def _records(
+    network: Network,
+    labelled: Labelled,
+    recipe: Recipe,
+    settings: Settings,
+    device: torch.device,
+    folder: Path,
+    processes: int,
+) -> Iterator[EpochRecord]:
+    images, targets, seed = labelled.images, labelled.targets, settings.seed
+    if processes == 1 or isinstance(images, Looked):
+        yield from fit(network, images, targets, recipe, seed=seed, device=device)
+        return
+    with tempfile.TemporaryDirectory(dir=folder) as shared:
+        yield from fit_together(
+            network, images, targets, recipe, seed=seed, device=device, processes=processes,
+            threads=torch.get_num_threads(), folder=Path(shared),
+        )  # fmt: skip
 
 
 def _confidence(

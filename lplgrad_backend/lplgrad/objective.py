@@ -7,6 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def full(value: Tensor) -> Tensor:
+    """A value of half precision as float32; others as they are."""
+    return value.float() if value.dtype.itemsize < 4 else value
+
+
 def main_loss(logits: Tensor, targets: Tensor, multiple: bool) -> Tensor:
     """Loss of each image [N]: cross-entropy to soft targets, or binary cross-entropies summed over the classes."""
     if multiple:

@@ -23,8 +23,9 @@ from torch.optim.swa_utils import update_bn
 from lplgrad_backend.errors import TrainingError
 from lplgrad_backend.lplgrad.batches import augment, draw, expected_draws
 from lplgrad_backend.lplgrad.network import Looked, Network
-from lplgrad_backend.lplgrad.objective import agreement, main_loss, ranking_loss
+from lplgrad_backend.lplgrad.objective import agreement, full, main_loss, ranking_loss
 from lplgrad_backend.lplgrad.recipe import Recipe, rate_factor
+from lplgrad_backend.lplgrad.team import ALONE, Team
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,14 @@ class EpochRecord:
 
 
 def fit(
-    network: Network, images: Tensor | Looked, targets: Tensor, recipe: Recipe, *, seed: int, device: torch.device
+    network: Network,
+    images: Tensor | Looked,
+    targets: Tensor,
+    recipe: Recipe,
+    *,
+    seed: int,
+    device: torch.device,
+    team: Team = ALONE,
 ) -> Iterator[EpochRecord]:
     """Train `network` in place and yield a record per epoch; abandon the iterator to stop. It ends in eval mode, with those
     parameters frozen that the recipe does not train. It starts from the weights that it has: a new network's are a fresh
@@ -50,6 +58,7 @@ def fit(
         images: uint8 [N, 3, S, S], N >= 1, or for a recipe that trains the head alone what `look_at` said of them.
         targets: [N, C] in [0, 1].
         seed: of everything random here.
+        team: who trains this network; all with the same arguments, and images that are pixels.
 
     Raises:
         TrainingError: no images, or the loss is not finite.
@@ -57,10 +66,10 @@ def fit(
     if len(targets) == 0:
         raise TrainingError("There is no labelled image to train on.")
     network.to(device)
-    source = _source(network, images, recipe)
+    source = _source(network, images, recipe, team)
     random = torch.Generator().manual_seed(seed)
     try:
-        yield from _epochs(network, source, targets, recipe, random, device)
+        yield from _epochs(network, source, targets, recipe, random, device, team.rank)
         source.settle(network, targets, random, device)
     finally:
         network.eval()
@@ -75,9 +84,9 @@ def freeze(network: Network, trained: str) -> None:
             parameter.requires_grad_(True)
 
 
-def _source(network: Network, images: Tensor | Looked, recipe: Recipe) -> _Pixels | _Features:
+def _source(network: Network, images: Tensor | Looked, recipe: Recipe, team: Team) -> _Pixels | _Features:
     if isinstance(images, Tensor):
-        return _Pixels(images, recipe) if recipe.trained != "head" else _Features(look_at(network, images))
+        return _Pixels(images, recipe, team) if recipe.trained != "head" else _Features(look_at(network, images))
     if recipe.trained != "head":
         raise TrainingError(f"Stored features can train the head alone, not the {recipe.trained!r} of a network.")
     return _Features(images)
@@ -86,8 +95,8 @@ def _source(network: Network, images: Tensor | Looked, recipe: Recipe) -> _Pixel
 class _Pixels:
     """Batches of augmented images through the whole network."""
 
-    def __init__(self, images: Tensor, recipe: Recipe) -> None:
-        self._images, self._recipe = images, recipe
+    def __init__(self, images: Tensor, recipe: Recipe, team: Team) -> None:
+        self._images, self._recipe, self._team = images, recipe, team
 
     def parameters(self, network: Network) -> list[nn.Parameter]:
         freeze(network, self._recipe.trained)
@@ -96,16 +105,17 @@ class _Pixels:
         return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
     def look(self, network: Network, chosen: Tensor, random: torch.Generator, device: torch.device) -> Looked:
-        return network.look(self._augmented(chosen, random, device))
+        return self._team.look(network, self._augmented(chosen, random, device))
 
     def settle(self, network: Network, targets: Tensor, random: torch.Generator, device: torch.device) -> None:
         """Take batch normalisation's averages anew, from images as training drew them (`Recipe.settling`)."""
         recipe = self._recipe
         expected = expected_draws(targets, recipe.balanced and not network.architecture.multiple)
         drawn = itertools.chain.from_iterable(draw(expected, recipe.batch, random) for _ in range(recipe.settling))
-        batches = (self._augmented(chosen, random, device) for chosen in itertools.islice(drawn, recipe.settling))
+        chosen = itertools.islice(drawn, recipe.settling)
+        batches = (self._team.part(self._augmented(one, random, device)) for one in chosen)
         if recipe.settling and recipe.trained == "all":
-            with _own_randomness(device, random):
+            with _own_randomness(device, random, self._team.rank):
                 update_bn(batches, network)
 
     def _augmented(self, chosen: Tensor, random: torch.Generator, device: torch.device) -> Tensor:
@@ -150,6 +160,7 @@ def _epochs(
     recipe: Recipe,
     random: torch.Generator,
     device: torch.device,
+    rank: int,
 ) -> Iterator[EpochRecord]:
     expected = expected_draws(targets, recipe.balanced and not network.architecture.multiple)
     batches = len(draw(expected, recipe.batch, torch.Generator()))
@@ -158,7 +169,7 @@ def _epochs(
     for epoch in range(1, epochs + 1):
         started = time.perf_counter()
         sums, drawn = torch.zeros(3, dtype=torch.float64), 0
-        with _own_randomness(device, random):
+        with _own_randomness(device, random, rank):
             for chosen in draw(expected, recipe.batch, random):
                 with torch.autocast(device.type, enabled=step.mixed):
                     looked = source.look(network, chosen, random, device)
@@ -171,11 +182,12 @@ def _epochs(
 
 
 @contextmanager
-def _own_randomness(device: torch.device, random: torch.Generator) -> Iterator[None]:
-    """Dropout draws from the global generators: seed them from ours, and give them back as they were."""
+def _own_randomness(device: torch.device, random: torch.Generator, rank: int) -> Iterator[None]:
+    """Dropout draws from the global generators: seed them from ours, for each process otherwise, and give them back as they
+    were."""
     forked = [] if device.type == "cpu" else [device.index or 0]
     with torch.random.fork_rng(devices=forked, device_type=device.type):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=random)))
+        torch.manual_seed(int(torch.randint(2**62, (), generator=random)) + rank)
         yield
 
 
@@ -195,9 +207,9 @@ class _Step:
         progress = self._done / self._total
         for group in self._optimiser.param_groups:
             group["lr"] = recipe.rate * rate_factor(recipe, progress)
-        losses = main_loss(looked.logits.float(), targets, multiple)
+        losses = main_loss(full(looked.logits), targets, multiple)
         levels = [level.detach() for level in looked.pooled] if progress >= recipe.cut_after else list(looked.pooled)
-        ranking = ranking_loss(network.loss_prediction([level.float() for level in levels]), losses, recipe.margin)
+        ranking = ranking_loss(network.loss_prediction([full(level) for level in levels]), losses, recipe.margin)
         # cut off, the module trains at full weight, since that costs the main model nothing
         weight = 1.0 if progress >= recipe.cut_after else recipe.ranking_weight
         loss = losses.mean() + weight * ranking
