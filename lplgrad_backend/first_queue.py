@@ -86,7 +86,6 @@ class FirstQueue:
         self._push(all_rows[: self._shown])
         return known
 
-    def remove_others(self, known: ColdStart) -> None:
-        """Remove what was published before `known`, to which the project points by now."""
-        for version in publication.outdated_versions(self._present, [], known.version, 1):
-            self._label_studio.delete_model_version(self._project, version)
+    def others(self, known: ColdStart) -> list[str]:
+        """What was published before `known`, to which the project points by now."""
+        return publication.outdated_versions(self._present, [], known.version, 1)

@@ -32,9 +32,10 @@ from lplgrad_backend.labeling import (
     read_annotations,
 )
 from lplgrad_backend.labelstudio import LOST_ANSWER, LabelStudio
-from lplgrad_backend.locks import Hold
+from lplgrad_backend.locks import Hold, Stopping
 from lplgrad_backend.logs import about, current, note
 from lplgrad_backend.notice import Notice
+from lplgrad_backend.outdated import Outdated
 from lplgrad_backend.rounds import SCORES, WEIGHTS, Order, Outcome, PoolTask, Progress, RoundStopped, Stop, run_round
 from lplgrad_backend.scratch import scratch
 from lplgrad_backend.served import served, why_not_newest
@@ -48,7 +49,12 @@ Heavy = Callable[[Order, Path, Settings, Callable[[Progress], None], Stop], Outc
 
 
 class Learner:
-    """Keeps the projects' versions and queues in line with their annotations. One `reconcile` at a time per project."""
+    """Keeps the projects' versions and queues in line with their annotations. One `reconcile` at a time per project.
+
+    Args:
+        afterwards: is called with the project when a look has ended; it removes the predictions of outdated versions there
+            and then unless given.
+    """
 
     def __init__(
         self,
@@ -58,9 +64,11 @@ class Learner:
         label_studio: LabelStudio | None,
         stop: threading.Event | None = None,
         heavy: Heavy = run_round,
+        afterwards: Callable[[int], None] | None = None,
     ) -> None:
         self.settings, self.store, self.statuses, self.label_studio = settings, store, statuses, label_studio
         self.stop, self.heavy = stop or threading.Event(), heavy
+        self.outdated, self._afterwards = Outdated(store, label_studio), afterwards
 
     def reconcile(self, project: int, *, rounds: bool = True) -> bool:
         """Look at a project and do what is due. Errors become the project's last error; none is raised.
@@ -75,7 +83,12 @@ class Learner:
             False if somebody has to look again later.
         """
         with about(project=project, job=current().job or uuid.uuid4().hex[:12], version=None):
-            return self._reconcile(project, rounds)
+            looked = self._reconcile(project, rounds)
+            if self._afterwards is None:
+                self.outdated.remove(project, self.stop)
+            else:
+                self._afterwards(project)
+            return looked
 
     def _reconcile(self, project: int, rounds: bool) -> bool:
         if self.label_studio is None:
@@ -126,27 +139,15 @@ class Learner:
         return True
 
 
-class _Stopping:
-    """Says that a look is to end: this process does, or the project is no longer its own."""
-
-    def __init__(self, stop: threading.Event, hold: Hold) -> None:
-        self._stop, self._hold = stop, hold
-
-    def is_set(self) -> bool:
-        return self._stop.is_set() or self._hold.lost
-
-    def wait(self, timeout: float) -> bool:
-        return self._hold.lost or self._stop.wait(timeout) or self._hold.lost
-
-
 class _Look:
     """One call of `reconcile`: the project as it stands now, and the steps."""
 
     def __init__(self, learner: Learner, label_studio: LabelStudio, project: int, hold: Hold) -> None:
         self.settings, self.store, self.statuses = learner.settings, learner.store, learner.statuses
         self.heavy, self.label_studio, self.project = learner.heavy, label_studio, project
-        self.hold, self.stop = hold, _Stopping(learner.stop, hold)
+        self.hold, self.stop = hold, Stopping(learner.stop, hold)
         self.notice = Notice(label_studio, project, learner.settings)
+        self.outdated = learner.outdated
         self.chronicle = Chronicle(self.store, project)
         self.status = self.statuses.read(project)
         self.marks = self.statuses.marks(project)
@@ -310,7 +311,7 @@ class _Look:
                 known = self._order_first(first, labeling)
         if known is not None:
             self._point(row, known.version)
-            first.remove_others(known)
+            self.outdated.note(self.project, first.others(known))
 
     def _order_first(self, first: FirstQueue, labeling: Labeling) -> ColdStart:
         self._go_on()
@@ -333,7 +334,7 @@ class _Look:
         if self.status.cold_start is not None:
             self.update(cold_start=None)
         if fresh or len(self.store.versions(self.project)) > self.settings.keep_versions:
-            self._remove_outdated(row, manifest)
+            self._give_up_outdated(row, manifest)
 
     def _point(self, row: Mapping[str, Any], version: str) -> None:
         self.hold.confirm()
@@ -382,14 +383,15 @@ class _Look:
         first = dict(list(unreadable.items())[:UNREADABLE_KEPT])
         self.update(unreadable=first, unreadable_count=len(unreadable))
 
-    def _remove_outdated(self, row: Mapping[str, Any], manifest: Manifest) -> None:
+    def _give_up_outdated(self, row: Mapping[str, Any], manifest: Manifest) -> None:
+        """Old versions go from the disk; that their predictions may go is noted before, for later."""
         ours = self.store.versions(self.project)
         keep = self.settings.keep_versions
         present = self.label_studio.model_versions(self.project)
-        for version in publication.outdated_versions(present, ours, manifest.version, keep):
-            self.hold.confirm()
-            if version != row.get("model_version") or self.settings.manage_project:
-                self.label_studio.delete_model_version(self.project, version)
+        outdated = publication.outdated_versions(present, ours, manifest.version, keep)
+        self.hold.confirm()
+        pointed_at = None if self.settings.manage_project else row.get("model_version")
+        self.outdated.note(self.project, [version for version in outdated if version != pointed_at])
         for version in ours[: max(0, len(ours) - keep)]:
             if version != manifest.version:
                 self.store.delete(self.project, version)

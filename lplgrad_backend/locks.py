@@ -52,6 +52,21 @@ class Hold(Protocol):
         """
 
 
+class Stopping:
+    """Says that a look at a project is to end: this process does, or the project is no longer its own."""
+
+    def __init__(self, stop: threading.Event, hold: Hold) -> None:
+        self._stop, self._hold = stop, hold
+
+    def is_set(self) -> bool:
+        """Whether it is."""
+        return self._stop.is_set() or self._hold.lost
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until it is, at most so many seconds. Returns whether it is."""
+        return self._hold.lost or self._stop.wait(timeout) or self._hold.lost
+
+
 class Locks(Protocol):
     """A lock for every project."""
 

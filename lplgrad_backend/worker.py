@@ -23,6 +23,7 @@ from lplgrad_backend.jobs import Jobs, open_queue, work
 from lplgrad_backend.learner import Heavy, Learner
 from lplgrad_backend.locks import file_lock, is_locked, open_locks
 from lplgrad_backend.logs import start_logging
+from lplgrad_backend.outdated import Outdated, Remover
 from lplgrad_backend.rounds import leave_with_parent, run_round
 from lplgrad_backend.settings import Settings, read_settings
 from lplgrad_backend.sources import open_label_studio
@@ -96,7 +97,9 @@ def _work(settings: Settings, stop: threading.Event, heavy: Heavy | None) -> Non
         jobs.invite(name, count)
 
     heavy = heavy or partial(run_round, invite=invite)
-    learner = Learner(settings, store, statuses, open_label_studio(settings), stop, heavy)
+    label_studio = open_label_studio(settings)
+    remover = Remover(Outdated(store, label_studio), store, stop)
+    learner = Learner(settings, store, statuses, label_studio, stop, heavy, remover.call)
     failed: dict[int, int] = {}  # project -> looks in a row that ended with what may pass
 
     def answer(project: int) -> bool | float:
@@ -121,7 +124,8 @@ def _work(settings: Settings, stop: threading.Event, heavy: Heavy | None) -> Non
         return store.projects()
 
     log.info("worker ready, %d project(s) known", len(store.projects()))
-    with _heartbeat(settings.model_dir) if settings.queue_url is not None else nullcontext():
+    beating = _heartbeat(settings.model_dir) if settings.queue_url is not None else nullcontext()
+    with beating, remover.at_work():
         work(jobs, known_projects, settings.sweep_seconds, stop)
         with suppress(StoreError):  # the others' sweep finds them
             jobs.hand_back()
