@@ -224,6 +224,8 @@ class ChaosStage:
             return f"{self.status.phase}, marks {list(self.statuses.marks(self.project))}"
         if len(self.store.versions(self.project)) > KEEP:
             return "old versions are there"
+        if any((self.models / str(self.project)).glob("outdated.*")):
+            return "predictions of old versions are there"
         return None if self.is_up() else "the backend does not answer"
 
     def settle(self) -> None:

@@ -9,6 +9,7 @@ import runpy
 import signal
 import socket
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 from fake_label_studio import LABEL_CONFIG
 from gunicorn.arbiter import Arbiter
+from gunicorn.config import Config
 from programs import Program
 
 from lplgrad_backend.errors import SettingsError
@@ -39,6 +41,7 @@ SERVE = ("-m", "lplgrad_backend", "serve", "--host", "127.0.0.1", "--port", "0")
 TEMPLATE = ("_wsgi.py", "--port", "0", "--host", "127.0.0.1")
 GUNICORN = (str(SCRIPTS / "gunicorn"), "_wsgi:app", "-b", "127.0.0.1:0")
 LABEL_STUDIO_ML = (str(SCRIPTS / "label-studio-ml"), "start", str(ROOT), "--port", "0", "--host", "127.0.0.1")
+KNOWN_SETTINGS = frozenset(Config().settings)
 UNTRAINED = {"result": [], "score": 0.5, "model_version": "untrained"}
 
 
@@ -121,6 +124,29 @@ class TestEachWayToStart:
             assert program.end() == 0
         assert any("worker ends" in line for line in program.lines)
         assert not any("starting another" in line or "Traceback" in line for line in program.lines)
+
+    def test_with_json_lines_everything_that_gunicorn_and_the_backend_say_is_one_object_a_line(
+        self, tmp_path: Path
+    ) -> None:
+        with server(tmp_path, GUNICORN, LOG_FORMAT="json", LOG_LEVEL="DEBUG", LPLGRAD_WORKER="embedded") as program:
+            url = address(program)
+            program.wait_for("worker ready")
+            assert answers_untrained(url)
+            for path, body in (("/webhook", {"action": 7}), ("/predict", {"tasks": "none"}), ("/no-such-path", None)):
+                with pytest.raises(urllib.error.HTTPError) as refused:
+                    asked(url + path, body)
+                refused.value.close()
+            asked(f"{url}/webhook", {"action": "ANNOTATION_CREATED", "project": {"id": 5}})
+            program.wait_for("project 5: ")
+            program.send(signal.SIGTERM)
+            assert program.end() == 0
+        lines = [json.loads(line) for line in program.lines]
+        wanted = {"time", "level", "logger", "process", "project", "job", "version", "message"}
+        assert all(wanted <= line.keys() for line in lines)
+        assert {"gunicorn.error", "lplgrad_backend.learner"} <= {line["logger"] for line in lines}
+        assert len({line["process"] for line in lines}) >= 3, "server, web and worker"
+        [look] = [line for line in lines if line["message"].startswith("project 5: ")][:1]
+        assert look["project"] == 5 and look["job"]
 
     def test_gunicorn_stops_at_a_setting_that_cannot_be_used(self, tmp_path: Path) -> None:
         with server(tmp_path, GUNICORN, LPLGRAD_SEED="x") as program:
@@ -244,12 +270,29 @@ class TestAddressOfIPv6:
         assert Server(settings(), "127.0.0.1", 9090).cfg.address == [("127.0.0.1", 9090)]
 
 
-@pytest.mark.parametrize("form", ["", "json"])
-def test_gunicorn_is_told_the_same_by_its_own_file(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-    monkeypatch.setenv("LOG_FORMAT", form)
+@pytest.mark.parametrize(
+    ("environ", "file", "json_lines"),
+    [
+        (None, None, False),
+        ("json", None, True),
+        ("text", None, False),
+        (None, b"LOG_FORMAT=json", True),
+        ("text", b"LOG_FORMAT=json", False),
+        (None, b"\xff\xfe", False),
+    ],
+)
+def test_gunicorn_is_told_the_same_by_its_own_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environ: str | None, file: bytes | None, json_lines: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LOG_FORMAT", raising=False)
+    if environ is not None:
+        monkeypatch.setenv("LOG_FORMAT", environ)
+    if file is not None:
+        (tmp_path / ".env").write_bytes(file)
     told = runpy.run_path(str(ROOT / "gunicorn.conf.py"))
-    log = {"logger_class": f"{JsonLog.__module__}.{JsonLog.__name__}"} if form else {}
-    assert {name: value for name, value in told.items() if not name.startswith("__") and name != "os"} == OPTIONS | log
+    log = {"logger_class": f"{JsonLog.__module__}.{JsonLog.__name__}"} if json_lines else {}
+    assert {name: told[name] for name in told.keys() & KNOWN_SETTINGS} == OPTIONS | log
 
 
 class TestApplicationOfEnvironment:
