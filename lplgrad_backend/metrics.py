@@ -58,6 +58,7 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "lplgrad_round_seconds": ("Length of the last round.", ()),
     "lplgrad_version": ("Number of the newest version.", ()),
     "lplgrad_versions": ("Versions that are kept.", ()),
+    "lplgrad_outdated_versions": ("Versions whose predictions are still to be removed from Label Studio.", ()),
     "lplgrad_labels": ("Labelled images of the newest version.", ("class",)),
     "lplgrad_round_image_lookups": ("Images that the newest version's round looked for in the cache.", ("result",)),
     "lplgrad_project_failing": ("1 while the last look ended in an error.", ()),
@@ -100,6 +101,7 @@ class _Projects(Collector):
 
     def _of_versions(self, project: int) -> Iterator[Sample]:
         yield "lplgrad_versions", (), len(self._service.store.versions(project))
+        yield "lplgrad_outdated_versions", (), len(self._service.learner.outdated.noted(project))
         newest = self._service.store.newest(project)
         if newest is None:
             return

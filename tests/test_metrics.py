@@ -74,6 +74,32 @@ def test_a_project_is_told_by_its_version_and_status(service: Service) -> None:
         assert found["lplgrad_labels", (("class", name), ("project", "3"))] == labels[name]
 
 
+def test_what_is_still_to_be_removed_is_told(service: Service) -> None:
+    save_version(service.store, 3, "v9")
+    service.learner.outdated.note(3, ["v1", "v2"])
+    assert values(Metrics(service))["lplgrad_outdated_versions", (("project", "3"),)] == 2
+
+
+def metrics_table(service: Service) -> str:
+    """The README's table of metrics, made from what a scraper is told."""
+    families = text_string_to_metric_families(Metrics(service).page()[1].decode())
+    told = sorted((family.name, family.type, family.documentation) for family in families)
+    return "\n".join(
+        [
+            "| metric | kind | tells |",
+            "|---|---|---|",
+            *(f"| `{name}` | {kind} | {text} |" for name, kind, text in told),
+        ]
+    )
+
+
+def test_the_readme_lists_them_all(service: Service) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    between = re.search(r"<!-- metrics: .*? -->\n(.*?)\n<!-- /metrics -->", readme, re.DOTALL)
+    assert between is not None
+    assert between.group(1) == metrics_table(service), f"write this between the markers:\n{metrics_table(service)}"
+
+
 def test_errors_of_looks_are_counted_by_kind(service: Service) -> None:
     service.statuses.write(ProjectStatus(project=3, errors={"LabelStudioUnreachable": 4}))
     found = values(Metrics(service))

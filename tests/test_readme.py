@@ -105,6 +105,12 @@ def test_links_lead_to_files_that_are_kept(document: Path) -> None:
     assert not missing
 
 
+def test_every_test_that_the_page_on_security_names_is_there() -> None:
+    named = set(re.findall(r"`((?:e2e/)?test_\w+\.py)`", (ROOT / "docs" / "security.md").read_text()))
+    assert len(named) > 10
+    assert not [name for name in named if not (ROOT / "tests" / name).is_file()]
+
+
 def test_the_changelog_speaks_in_sentences() -> None:
     entries = re.findall(r"^- (.*?)(?=^- |^#|\Z)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE | re.DOTALL)
     assert entries
