@@ -20,6 +20,7 @@ from lplgrad_backend.preparation import Start, device_of, start_of, typical_side
 from lplgrad_backend.rounds import SCORES, Order, Outcome
 from lplgrad_backend.scoring import Measured, Readable, as_batch, in_queue, pool_scores
 from lplgrad_backend.settings import Settings
+from lplgrad_backend.shared_scoring import Sharing
 from lplgrad_backend.status import Phase
 from lplgrad_backend.store import write_scores
 
@@ -28,10 +29,18 @@ TYPICALITY = "typicality"
 
 
 def order_cold(
-    order: Order, folder: Path, settings: Settings, images: Images, report: Callable[[Phase, int, int], None]
+    order: Order,
+    folder: Path,
+    settings: Settings,
+    images: Images,
+    report: Callable[[Phase, int, int], None],
+    sharing: Sharing | None = None,
 ) -> Outcome:
     """Order the pool of `order`, of which `examples` are labelled already, and write scores. Nothing is trained; norms
     and probabilities of the scores are zeros.
+
+    Args:
+        sharing: with whom pretrained weights look at the pool; None: alone.
 
     Raises:
         NotLearnable: no image of the pool can be read.
@@ -40,7 +49,7 @@ def order_cold(
     classes = order.labeling.classes
     start = start_of(settings, longest, len(classes), order.labeling.multiple, len(order.examples), device)
     tasks = sorted((entry.task, entry.uri) for entry in order.pool)
-    look = sight_of(start, images, device)
+    look = sight_of(start, images, device, sharing)
     pool = look(tasks, lambda done: report(Phase.SCORING, done, len(tasks)))
     if not len(pool.features):
         raise NotLearnable(f"None of the {len(tasks)} unlabelled images can be read, so they stand in no order.")
@@ -72,13 +81,14 @@ Look = Callable[[Sequence[tuple[int, str]], Callable[[int], None]], Compared]
 """(task id, address) pairs, and who is told how many are done -> by what they are compared."""
 
 
-def sight_of(start: Start, images: Images, device: torch.device) -> Look:
+def sight_of(start: Start, images: Images, device: torch.device, sharing: Sharing | None = None) -> Look:
     """Features of pretrained weights, which the first round finds kept; where there are none, colours and edges."""
     if start.pretrained and start.network.head_is_linear:
-        frozen = FrozenFeatures(start.network.to(device), images)
+        network = start.network.to(device)
+        frozen = FrozenFeatures(network, images)
 
         def kept(tasks: Sequence[tuple[int, str]], done: Callable[[int], None]) -> Compared:
-            seen = frozen.see(tasks, done)
+            seen = frozen.see(tasks, done) if sharing is None else sharing.see(frozen, network, tasks, done)
             return Compared(seen.looked.features.cpu(), seen.used, seen.unreadable)
 
         return kept

@@ -156,6 +156,11 @@ class Board:
         """Whether the round still wants its shards scored."""
         return (self._folder / PLAN).is_file()
 
+    def wants(self, plan: Plan) -> bool:
+        """Whether these are still the shards that the round wants scored."""
+        now = self.plan()
+        return now is not None and now.attempt == plan.attempt
+
     def file(self, plan: Plan, shard: int) -> Path:
         """Where what is found of a shard stands, once it is done."""
         return self._folder / f"{plan.attempt}-{shard}.safetensors"

@@ -67,7 +67,9 @@ class Sharing:
         return [one for part in self._gather(plan, score, read_measured, done) for one in part]
 
     def see(self, frozen: FrozenFeatures, network: Network, tasks: Tasks, done: Told) -> Seen:
-        """What `frozen`, which looks with `network`, sees of the images."""
+        """What `frozen`, which looks with `network`, sees of the images. Its weights are left in the folder, if none are."""
+        if not (self.folder / WEIGHTS).exists():
+            safetensors.torch.save_file(network.state_dict(), self.folder / WEIGHTS)
         plan = self._plan(network, tasks, BATCH, (), 1.0)
         parts = self._gather(plan, frozen.see, lambda plan, shard, file: frozen.see(plan.part(shard)), done)
         return Seen.joined(parts, plan.size)
@@ -135,7 +137,7 @@ def help_out(order: Order, settings: Settings, images: Images) -> Outcome:
     look = _sight(plan, board, settings, images, min(plan.batch, scoring_batch(order.share)))
     scored = 0
     for shard in reversed(range(plan.count)):
-        if not board.is_open:
+        if not board.wants(plan):
             break
         with board.claim(plan, shard) as ours:
             if ours:

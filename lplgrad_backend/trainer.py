@@ -96,7 +96,7 @@ def run(order: Order, folder: Path, settings: Settings) -> Outcome:
     if order.helps is not None:
         return help_out(order, settings, images)
     if order.cold:
-        return order_cold(order, folder, settings, images, report)
+        return order_cold(order, folder, settings, images, report, _sharing(order, folder, settings, "head"))
     if order.version is not None:
         return _score_only(order, folder, settings, images, report)
     started = time.monotonic()
@@ -106,9 +106,7 @@ def run(order: Order, folder: Path, settings: Settings) -> Outcome:
     network, recipe = start.network.to(device), in_batches(start.recipe, order.share)
     log.info("project %d: recipe %s", order.project, start.reason)
     frozen = FrozenFeatures(network, images) if recipe.trained == "head" else None
-    sharing = None
-    if settings.queue_url is not None:
-        sharing = Sharing(folder, order, settings, recipe.trained, lambda count: say(Shards(shards=count).model_dump()))
+    sharing = _sharing(order, folder, settings, recipe.trained)
     sight = Sight(network, images, frozen, scoring_batch(order.share), sharing)
     labelled = sight.labelled(order.examples, lambda done: report(Phase.LOADING, done, len(order.examples)))
     check_classes(labelled, len(order.examples))
@@ -140,6 +138,12 @@ def run(order: Order, folder: Path, settings: Settings) -> Outcome:
             "held_out": named_classes(held_out.examples, said, labeling),
         }
     )
+
+
+def _sharing(order: Order, folder: Path, settings: Settings, trained: str) -> Sharing | None:
+    if settings.queue_url is None:
+        return None
+    return Sharing(folder, order, settings, trained, lambda count: say(Shards(shards=count).model_dump()))
 
 
 def _score_only(order: Order, folder: Path, settings: Settings, images: Images, report: Reporter) -> Outcome:

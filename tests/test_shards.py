@@ -99,9 +99,11 @@ class TestBoard:
     def test_a_plan_is_read_as_it_was_published(self, board: Board) -> None:
         assert board.plan() is None and not board.is_open
         board.publish(plan_of(9))
-        assert board.plan() == plan_of(9) and board.is_open
+        assert board.plan() == plan_of(9) and board.is_open and board.wants(plan_of(9))
+        board.publish(plan_of(9, attempt="again"))
+        assert board.is_open and not board.wants(plan_of(9))
         board.close()
-        assert board.plan() is None and not board.is_open
+        assert board.plan() is None and not board.is_open and not board.wants(plan_of(9))
 
     @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b"[1]"])
     def test_half_a_plan_is_none(self, board: Board, content: bytes) -> None:
