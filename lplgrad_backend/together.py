@@ -31,9 +31,10 @@ from lplgrad_backend.rounds import Failure, end_process, kernel_kills
 from lplgrad_backend.settings import Settings, without_secrets
 
 log = logging.getLogger(__name__)
-TASK, START, TRAINED, GROUP = "task.json", "start.safetensors", "trained.safetensors", "group"
+TASK, START, TRAINED = "task.json", "start.safetensors", "trained.safetensors"
+LAUNCHED, GROUP = "launched", "group"  # files by which torchrun and then the processes meet
 NETWORK, DATA = "network.", "data."
-RANK = "lplgrad_backend.rank"
+LAUNCHER, RANK = "lplgrad_backend.launcher", "lplgrad_backend.rank"
 REASON = re.compile(r"\w*(\.\w+)*Error: ")
 LOOPBACK = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), "lo0" if sys.platform == "darwin" else "lo")
 
@@ -155,9 +156,8 @@ def _understood(line: bytes) -> News | Failure | None:
 def _torchrun(folder: Path, processes: int, threads: int) -> Iterator[tuple[subprocess.Popen[bytes], list[str]]]:
     """The running processes, and the last lines that they wrote to standard error, which are logged as ours."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={processes}", "--max-restarts=0",
-        # not the rendezvous of several machines, which unpickles what it reads from a port that anybody can reach
-        "--rdzv-backend=static", "--master-addr=127.0.0.1", "--master-port=0",
+        sys.executable, "-m", LAUNCHER, "--nnodes=1", f"--nproc-per-node={processes}", "--max-restarts=0",
+        "--rdzv-backend=file", f"--rdzv-endpoint={folder.absolute() / LAUNCHED}",
         f"--log-dir={folder}", "-m", RANK, str(folder),
     ]  # fmt: skip
     environ = {**LOOPBACK, **without_secrets(os.environ), "OMP_NUM_THREADS": str(threads)}

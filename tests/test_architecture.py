@@ -50,6 +50,7 @@ FLOORS = (
         "sight",
         "together",
         "rank",
+        "launcher",
         "trainer",
         "memory",
         "unlabelled",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from lplgrad_backend.errors import TrainingError
 from lplgrad_backend.lplgrad.network import Architecture, Network
 from lplgrad_backend.lplgrad.recipe import FROM_SCRATCH, HEAD, PAPER, Recipe
 from lplgrad_backend.lplgrad.training import EpochRecord, fit, look_at
+from lplgrad_backend.memory import is_out_of_memory
 from lplgrad_backend.rounds import OUTCOME, Progress, RoundStopped, run_round
 from lplgrad_backend.settings import read_settings
 from lplgrad_backend.status import Phase
@@ -59,6 +62,18 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
+def listening(folder: Path) -> set[str]:
+    """IPv4 addresses, or "::" for any of IPv6, at which processes that name the folder listen."""
+    sockets = set[str]()
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if str(folder).encode() in file.read_bytes():
+                sockets |= {str(one.readlink()) for one in (file.parent / "fd").iterdir()}
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    ours = [row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
+    return {socket.inet_ntoa(bytes.fromhex(one)[::-1]) if len(one) == 8 else "::" for one in ours}
+
+
 def await_none(folder: Path) -> None:
     for _ in range(600):
         if not processes_of(folder):
@@ -92,6 +107,7 @@ def test_one_of_them_is_killed(tmp_path: Path) -> None:
     next(records)
     ranks = [one for one in Path("/proc").glob("[0-9]*/cmdline") if _is_rank(one, tmp_path)]
     assert len(ranks) == 2
+    assert listening(tmp_path) == {"127.0.0.1"}, "to nobody on other machines"
     os.kill(int(ranks[0].parent.name), signal.SIGKILL)
     with pytest.raises(TrainingError, match="One of 2 training processes ended without a result"):
         list(records)
@@ -106,7 +122,7 @@ def _is_rank(file: Path, folder: Path) -> bool:
     return (
         str(folder).encode() in arguments
         and b"lplgrad_backend.rank" in arguments
-        and b"torch.distributed.run" not in arguments
+        and b"lplgrad_backend.launcher" not in arguments
     )
 
 
@@ -140,9 +156,27 @@ def _trainers(folder: Path) -> list[int]:
             status = (file.parent / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        if "torch.distributed.run" in arguments and str(folder) in arguments:
+        if "lplgrad_backend.launcher" in arguments and str(folder) in arguments:
             return [int(status[1])]
     return []
+
+
+def test_one_of_them_runs_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins say so; it is an error after which the round is tried with smaller batches, as with one process."""
+    stand_in = """
+import sys
+from lplgrad_backend.rounds import Failure
+from lplgrad_backend.together import say
+print("chatter")
+say(Failure(kind="out of memory", failure="no room for 8 bytes"))
+sys.exit(1)
+"""
+    (tmp_path / "stand_in.py").write_text(stand_in)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)]))
+    monkeypatch.setattr("lplgrad_backend.together.RANK", "stand_in")
+    with pytest.raises(torch.OutOfMemoryError, match="no room for 8 bytes") as caught:
+        list(together(network(), TWO_STEPS, tmp_path))
+    assert is_out_of_memory(caught.value) and processes_of(tmp_path) == []
 
 
 @pytest.mark.parametrize(
