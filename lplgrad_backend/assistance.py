@@ -10,7 +10,7 @@ from lplgrad_backend.locks import open_redis
 from lplgrad_backend.logs import about
 from lplgrad_backend.rounds import Order, RoundStopped, Stop
 from lplgrad_backend.settings import Settings
-from lplgrad_backend.shards import Board, Claims
+from lplgrad_backend.shards import Board, Claims, Plan
 from lplgrad_backend.store import Store
 
 log = logging.getLogger(__name__)
@@ -26,18 +26,21 @@ def assist(name: str, settings: Settings, stop: Stop, heavy: Heavy) -> None:
     """
     if settings.queue_url is None:
         return
-    claims = Claims(open_redis(settings.queue_url), settings.lock_seconds)
-    try:
-        board = Board(Store(settings.model_dir).scratch_folder, name, claims)
-    except StoreError as error:
-        log.warning("%s", error)
-        return
-    plan = board.plan()
-    if plan is None or not board.has_work(plan):
-        return
-    order = Order(project=plan.project, labeling=plan.labeling, pool=[], helps=name)
+    with open_redis(settings.queue_url) as client:
+        try:
+            board = Board(Store(settings.model_dir).scratch_folder, name, Claims(client, settings.lock_seconds))
+        except StoreError as error:
+            log.warning("%s", error)
+            return
+        plan = board.plan()
+        if plan is not None and board.has_work(plan):
+            _help(board, plan, settings, stop, heavy)
+
+
+def _help(board: Board, plan: Plan, settings: Settings, stop: Stop, heavy: Heavy) -> None:
+    order = Order(project=plan.project, labeling=plan.labeling, pool=[], helps=board.name)
     with about(project=plan.project, job=plan.about.job, version=None):
-        log.info("project %d: scores shards of %s", plan.project, name)
+        log.info("project %d: scores shards of %s", plan.project, board.name)
         try:
             heavy(order, board.helper_folder(), settings, lambda progress: None, stop)
         except RoundStopped:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from lplgrad_backend.errors import LabelStudioNotFound, LPLGradError, StoreError
+from lplgrad_backend.errors import LPLGradError, StoreError
 from lplgrad_backend.files import write_whole
 from lplgrad_backend.labelstudio import LabelStudio
 from lplgrad_backend.logs import about
@@ -41,7 +41,7 @@ class Outdated:
         folder = self._store.project_folder(project)
         try:
             for version in versions:
-                write_whole(folder / f"{NOTE}{version}", b"", durable=False)
+                write_whole(folder / f"{NOTE}{version}", b"")  # lost, nobody would know of them any more
         except OSError as error:
             raise StoreError(f"What is outdated cannot be noted in project {project}'s folder: {error}") from error
 
@@ -63,12 +63,9 @@ class Outdated:
     def _remove(self, project: int, version: str) -> None:
         if self._label_studio is None or version in self._store.versions(project):
             return
-        try:
-            if self._label_studio.project(project).get("model_version") != version:
-                self._label_studio.delete_model_version(project, version)
-                log.info("project %d: predictions of %s removed", project, version)
-        except LabelStudioNotFound:
-            pass  # nor is there a project to remove them from
+        if self._label_studio.project(project).get("model_version") != version:
+            self._label_studio.delete_model_version(project, version)
+            log.info("project %d: predictions of %s removed", project, version)
         (self._store.project_folder(project) / f"{NOTE}{version}").unlink(missing_ok=True)
 
 

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Tasks = Sequence[tuple[int, str]]
 ROUND = re.compile(r"[1-9]\d{0,18}-[A-Za-z0-9_]{1,40}")  # a folder of scratch.py
-FOLDER, PLAN = "shards", "plan.json"
+FOLDER, PLAN, WANTED = "shards", "plan.json", "attempt"
 LOOK_SECONDS = 0.2  # between looks at what others do
 
 
@@ -137,6 +137,7 @@ class Board:
         try:
             self._folder.mkdir(exist_ok=True)
             write_whole(self._folder / PLAN, json.dumps(plan.model_dump(mode="json")).encode(), durable=False)
+            write_whole(self._folder / WANTED, plan.attempt.encode(), durable=False)
         except OSError as error:
             raise StoreError(f"The shards of {self.name} cannot be written below MODEL_DIR: {error}") from error
 
@@ -149,17 +150,20 @@ class Board:
 
     def close(self) -> None:
         """No shard is wanted any more."""
-        (self._folder / PLAN).unlink(missing_ok=True)
+        for name in (WANTED, PLAN):
+            (self._folder / name).unlink(missing_ok=True)
 
     @property
     def is_open(self) -> bool:
-        """Whether the round still wants its shards scored."""
-        return (self._folder / PLAN).is_file()
+        """Whether the round still wants shards scored."""
+        return (self._folder / WANTED).is_file()
 
     def wants(self, plan: Plan) -> bool:
         """Whether these are still the shards that the round wants scored."""
-        now = self.plan()
-        return now is not None and now.attempt == plan.attempt
+        try:
+            return (self._folder / WANTED).read_text() == plan.attempt
+        except OSError:
+            return False
 
     def file(self, plan: Plan, shard: int) -> Path:
         """Where what is found of a shard stands, once it is done."""

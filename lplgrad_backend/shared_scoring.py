@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 One = Measured | ImageError
 Told = Callable[[int], None]
+MOST_HELPERS = 100  # each scores more than one shard if there are any left
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Sharing:
             return [score(plan.tasks, done)]
         board = open_board(self.settings, self.folder.name)
         board.publish(plan)
-        self.invite(plan.count - 1)
+        self.invite(min(plan.count - 1, MOST_HELPERS))
         wait = threading.Event().wait
         try:
             return gather(board, plan, score, lambda shard: fetch(plan, shard, board.file(plan, shard)), done, wait)
