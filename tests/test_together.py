@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_trainer import Site
-from test_trainer import site as site  # a fixture
+from test_trainer import POOL, Site
+from test_trainer import site as site  # fixtures
+from test_trainer import weights as weights
 from torch import Tensor
 
 from lplgrad_backend.errors import TrainingError
@@ -22,9 +23,10 @@ from lplgrad_backend.lplgrad.network import Architecture, Network
 from lplgrad_backend.lplgrad.recipe import FROM_SCRATCH, HEAD, PAPER, Recipe
 from lplgrad_backend.lplgrad.training import EpochRecord, fit, look_at
 from lplgrad_backend.memory import is_out_of_memory
-from lplgrad_backend.rounds import OUTCOME, Progress, RoundStopped, run_round
+from lplgrad_backend.rounds import SCORES, Progress, run_round
 from lplgrad_backend.settings import read_settings
 from lplgrad_backend.status import Phase
+from lplgrad_backend.store import read_scores
 from lplgrad_backend.together import fit_together, processes_for
 
 CPU = torch.device("cpu")
@@ -126,25 +128,30 @@ def _is_rank(file: Path, folder: Path) -> bool:
     )
 
 
-def test_a_round_whose_trainer_is_killed_is_begun_once_more_and_one_that_is_stopped_leaves_no_process(
-    site: Site, tmp_path: Path
+@pytest.mark.timeout(300)
+def test_a_round_whose_trainer_is_killed_is_begun_once_more_by_several_and_leaves_no_process(
+    site: Site, weights: dict[str, str], tmp_path: Path
 ) -> None:
-    settings = site.settings(tmp_path, LPLGRAD_PROCESSES="2", LPLGRAD_PRESET="paper", LPLGRAD_THREADS="2")
-    stop, killed = threading.Event(), list[int]()
+    """What ends with it is told by the folder that all its processes name."""
+    several = {"LPLGRAD_PROCESSES": "2", "LPLGRAD_THREADS": "2", "LPLGRAD_PRESET": "finetune"}
+    settings = site.settings(tmp_path, **several, **weights)
+    killed, heard, after = list[int](), list[Progress](), list[list[str]]()
 
     def hear(progress: Progress) -> None:
-        if progress.phase is not Phase.TRAINING:
-            return
-        [trainer] = _trainers(tmp_path)
-        if not killed:
-            killed.append(trainer)
-            os.kill(trainer, signal.SIGKILL)
-        elif trainer not in killed:
-            stop.set()
+        heard.append(progress)
+        if progress.phase is Phase.TRAINING and not killed:
+            killed.extend(_trainers(tmp_path))
+            os.kill(killed[0], signal.SIGKILL)
+        elif progress.phase is Phase.SCORING and not after:
+            after.append(processes_of(tmp_path))
 
-    with pytest.raises(RoundStopped):
-        run_round(site.order(), tmp_path, settings, hear, stop)
-    assert killed and not (tmp_path / OUTCOME).exists()
+    outcome = run_round(site.order(), tmp_path, settings, hear, threading.Event())
+    assert killed and after == [[]]
+    assert outcome.metrics["processes"] == 2 and outcome.recipe["trained"] == "stage"
+    assert read_scores(tmp_path / SCORES).tasks.tolist() == list(range(102, 101 + POOL))
+    epochs = [progress.done for progress in heard if progress.phase is Phase.TRAINING]
+    assert epochs[-1] == outcome.metrics["epochs"] and max(epochs) == epochs[-1]
+    assert len([path for path in tmp_path.iterdir() if path.name.startswith("tmp")]) == 1, "of the one that was killed"
     await_none(tmp_path)
 
 
@@ -166,6 +173,7 @@ def test_one_of_them_runs_out_of_memory(tmp_path: Path, monkeypatch: pytest.Monk
     stand_in = """
 import sys
 from lplgrad_backend.rounds import Failure
+from lplgrad_backend.store import read_scores
 from lplgrad_backend.together import say
 print("chatter")
 say(Failure(kind="out of memory", failure="no room for 8 bytes"))

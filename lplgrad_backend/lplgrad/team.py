@@ -112,25 +112,21 @@ class _Whole(torch.autograd.Function):
         return gradients[0][context.own] * dist.get_world_size(), None
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all processes, of values and of gradients."""
+class _Rows(torch.autograd.Function):
+    """A row [K] of each process, in all of them: [processes, K]."""
 
     @staticmethod
-    def forward(context: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(context: Any, row: Tensor) -> Tensor:
+        rows = row.new_zeros(dist.get_world_size(), len(row))
+        rows[dist.get_rank()] = row
+        dist.all_reduce(rows)  # the others' rows are zeros here
+        return rows
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Tensor:
         total = gradients[0].clone()
         dist.all_reduce(total)
-        return total
-
-
-def _summed(value: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(value)
-    return total
+        return total[dist.get_rank()]
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
@@ -144,13 +140,19 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
             return self._normalised(full(input))
 
     def _normalised(self, images: Tensor) -> Tensor:
-        count = _summed(images.new_tensor(images.numel() / images.shape[1]))
-        mean = _summed(images.sum((0, 2, 3))) / count
-        centred = images - mean.view(-1, 1, 1)
-        variance = _summed((centred * centred).sum((0, 2, 3))) / count
-        self._remember(mean.detach(), variance.detach() * (count / (count - 1).clamp(min=1)))
+        count = images.numel() // images.shape[1]
+        own = images.sum((0, 2, 3)) / max(1, count)
+        around = (images - own.view(-1, 1, 1)).square().sum((0, 2, 3))
+        # one exchange: means and squares around them are put together as Chan, Golub and LeVeque (1979) do
+        rows: Tensor = _Rows.apply(torch.cat([own.new_tensor([count]), own, around]))
+        counts, means, squares = rows.split([1, len(own), len(own)], dim=1)
+        total = counts.sum().detach()
+        mean = (counts * means).sum(0) / total
+        variance = (squares + counts * (means - mean).square()).sum(0) / total
+        self._remember(mean.detach(), variance.detach() * (total / (total - 1).clamp(min=1)))
         scale = torch.rsqrt(variance + self.eps) * self.weight
-        return centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+        normalised: Tensor = (images - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+        return normalised
 
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None
