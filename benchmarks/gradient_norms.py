@@ -4,7 +4,8 @@
 
 One thread, float32, process CPU time. Everything that is compared runs once in each round, in turn; what is reported is
 the median of the rounds' ratios, after two rounds to warm up: 9 rounds for what has a target, 3 to 5 for the others, after
-one. Memory is the peak of a process of its own, above the weights. Each network's numbers are saved as soon as they are
+one. Freed memory is kept, as in the process that scores a round (rounds.ENVIRONMENT), for all that is compared. Memory is
+the peak of a process of its own, above the weights. Each network's numbers are saved as soon as they are
 there, so that it may be run in pieces. Writes gradient_norms.md and gradient_norms.json beside itself.
 """
 
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 from lplgrad_backend.lplgrad.gradnorm import GradientNorms
 from lplgrad_backend.lplgrad.gradnorm.trace import Kind
 from lplgrad_backend.lplgrad.network import Architecture, Network
+from lplgrad_backend.rounds import ENVIRONMENT
 from tests import reference
 
 HERE = Path(__file__).parent
@@ -345,6 +347,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="instead of each network's own number")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not ENVIRONMENT.items() <= os.environ.items():
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **ENVIRONMENT})
     torch.set_num_threads(1)
     settings = {setting.name: setting for setting in (*MODELS, *TARGETS)}
     if options.memory_of:

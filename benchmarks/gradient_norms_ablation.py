@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gradient_norms import PAGE, RESULTS, TARGETS, images_of, network_of, page, seconds
-from lplgrad_backend.lplgrad.gradnorm import GradientNorms, calls, convolution, products, replay, trace
+from lplgrad_backend.lplgrad.gradnorm import GradientNorms, calls, convolution, matrices, products, scorer, trace
 
 SETTINGS = TARGETS[:3]
 Without = Callable[[], AbstractContextManager[Any]]
@@ -29,10 +29,6 @@ Without = Callable[[], AbstractContextManager[Any]]
 def _contiguous(model: nn.Module, image: Tensor, memory_format: torch.memory_format) -> trace.Plan:
     del memory_format
     return _LOOK(model, image, torch.contiguous_format)
-
-
-def _folded(kernel: Any, statistics: Any, activation: Any, kept: bool, layout: Any) -> convolution.Convolution:
-    return convolution.Convolution(kernel, statistics, activation, kept, layout or torch.channels_last)
 
 
 def _never(*_: object) -> bool:
@@ -44,7 +40,9 @@ WITHOUT: dict[str, Without] = {
     "channels last": lambda: patch.object(trace, "_trace", _contiguous),
     "BatchNorm in the convolution": lambda: patch.object(trace, "_take_norm", lambda tracer, use, output, once: output),
     "the activation in the convolution": lambda: patch.object(trace, "activation_of", lambda *_: None),
-    "large weights as they lie": lambda: patch.object(replay, "Convolution", _folded),
+    "weights arranged once": lambda: patch.object(convolution, "packable", _never),
+    "products by oneDNN": lambda: patch.object(matrices, "LARGE", 2**60),
+    "rules kept from call to call": lambda: patch.object(scorer, "_state", lambda tensor: object()),
     "Gram matrices of convolutions": lambda: patch.object(convolution, "gram_is_cheaper", _never),
     "Gram matrices of 1x1 convolutions": lambda: patch.object(convolution, "outer_gram_is_cheaper", _never),
     "depthwise 3x3 image by image": lambda: patch.object(products, "LARGEST_DIRECT_KERNEL", 0),

@@ -288,6 +288,29 @@ def test_weights_may_change_between_batches() -> None:
     assert_exact(scorer.measure(images).norms, reference.gradient_norms(network, images))
 
 
+def test_what_is_kept_of_weights_lasts_as_long_as_they() -> None:
+    network, images = build(NETWORKS[SIMPLE]), pictures(3)
+    scorer = GradientNorms(network)
+    scorer.measure(images)
+    kept = dict(next(iter(scorer._rules.values())))
+    scorer.measure(pictures(2))
+    assert kept and all(rule is next(iter(scorer._rules.values()))[place] for place, rule in kept.items())
+    unsettle(network, seed=9)
+    scorer.measure(images)
+    assert not {*map(id, kept.values())} & {*map(id, next(iter(scorer._rules.values())).values())}
+
+
+def test_weights_that_do_not_tell_of_their_changes() -> None:
+    with torch.inference_mode():
+        network = build(NETWORKS[SIMPLE])
+    scorer, images = GradientNorms(network), pictures(3)
+    first = scorer.measure(images).norms
+    with torch.inference_mode():
+        for one in network.parameters():
+            one.mul_(1.5)
+    assert not torch.allclose(scorer.measure(images).norms, first)
+
+
 def test_no_images_have_no_norms() -> None:
     found = GradientNorms(build(NETWORKS[SIMPLE])).measure(pictures(0))
     assert found.norms.shape == (0,)

@@ -94,17 +94,23 @@ leave()"""
     assert parent.run(program).metrics == {"shown": 0.0}
 
 
-@pytest.mark.parametrize(("said", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_that_wait_sleep_unless_the_operator_wants_it_otherwise(
-    parent: Parent, monkeypatch: pytest.MonkeyPatch, said: str | None, policy: str
+@pytest.mark.parametrize(
+    ("name", "ours", "said"),
+    [
+        ("OMP_WAIT_POLICY", "PASSIVE", "ACTIVE"), ("MALLOC_MMAP_THRESHOLD_", "33554432", "65536"),
+        ("MALLOC_TRIM_THRESHOLD_", "536870912", "131072"),
+    ],
+)  # fmt: skip
+def test_threads_sleep_and_memory_is_kept_unless_the_operator_wants_it_otherwise(
+    parent: Parent, monkeypatch: pytest.MonkeyPatch, name: str, ours: str, said: str
 ) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    if said is not None:
-        monkeypatch.setenv("OMP_WAIT_POLICY", said)
-    outcome = parent.run("""
-(folder / OUTCOME).write_text(Outcome(warnings=[os.environ["OMP_WAIT_POLICY"]]).model_dump_json())
-leave()""")
-    assert outcome.warnings == [policy]
+    program = f"""
+(folder / OUTCOME).write_text(Outcome(warnings=[os.environ[{name!r}]]).model_dump_json())
+leave()"""
+    monkeypatch.delenv(name, raising=False)
+    assert parent.run(program).warnings == [ours]
+    monkeypatch.setenv(name, said)
+    assert parent.run(program).warnings == [said]
 
 
 def test_progress_is_reported_in_order_and_chatter_passed_over(parent: Parent) -> None:

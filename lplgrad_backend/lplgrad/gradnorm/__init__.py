@@ -12,6 +12,7 @@ How a batch costs about as much as reading it (see the modules):
     trace        one look at the network finds where parameters meet images, and proves that none is missed
     replay       runs the network with those places exchanged for sites
     site, layers, convolution, products, activation    rules: ||G|| of each image without a backward pass of its own
+    matrices, packing    products and convolutions, by the faster of torch's libraries
     tally        adds up, tensor by tensor
     fallback     the slow exact ways, where something is not proved
     scorer       batches, memory, errors: what callers use

@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lplgrad_backend.lplgrad.gradnorm.activation import Activation
+from lplgrad_backend.lplgrad.gradnorm.matrices import outer_sums
+from lplgrad_backend.lplgrad.gradnorm.packing import Packed, pack, pack_backward, packable, turnable
 from lplgrad_backend.lplgrad.gradnorm.products import (
     Window,
-    channels_last,
     depthwise_gradients,
     gram_is_cheaper,
     gram_squares,
     outer_gram_is_cheaper,
-    outer_products,
     outer_squares,
     positions_last,
     weight_gradients,
@@ -86,24 +86,20 @@ class Convolution:
 
     Args:
         output_kept: y stays as it is until the backward pass, so it may be looked at again.
-        memory_format: how x and y lie in memory; the weight takes it on once instead of at every call. None leaves the
-            weight as it is, without s, and x follows it: cheaper where the weight has more numbers than y.
+        memory_format: how x and y lie in memory; the weight takes it on once instead of at every call.
         precision: x's and y's, where it is not the weight's.
     """
 
     def __init__(
         self, kernel: Kernel, statistics: Statistics | None, activation: Activation | None, output_kept: bool,
-        memory_format: torch.memory_format | None = None, precision: torch.dtype | None = None,
+        memory_format: torch.memory_format, precision: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         norm = None if statistics is None else Normalisation(statistics)
         self.kernel, self.norm, self.activation = kernel, norm, activation
-        self.weight, self.bias, self.folded = kernel.weight, kernel.bias, memory_format is not None
+        self.memory_format = memory_format
+        self.weight, self.bias = _arranged(kernel.weight, norm, memory_format), kernel.bias
         if norm is not None:
             self.bias = norm.shift if kernel.bias is None else norm.shift + kernel.bias * norm.scale
-        if memory_format is None:
-            self.memory_format = torch.channels_last if channels_last(self.weight) else torch.contiguous_format
-        else:
-            self.memory_format, self.weight = memory_format, _arranged(self.weight, norm, memory_format)
         if precision is not None:
             self.weight, self.bias = self.weight.to(precision), None if self.bias is None else self.bias.to(precision)
         self.depthwise = kernel.weight.shape[1] == 1 and kernel.window.groups == kernel.weight.shape[0]
@@ -112,6 +108,10 @@ class Convolution:
         )
         self.needs_output = norm is not None and norm.gamma_target is not None
         self.output_kept = output_kept
+        window = kernel.window
+        self._turnable = turnable(self.weight, window.stride, window.padding, window.dilation, window.groups)
+        self._packed: Packed | None = None
+        self._packed_backward: Packed | None = None
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """y; x and the tensor that the activation and gamma need."""
@@ -124,13 +124,11 @@ class Convolution:
 
     def _convolve(self, x: Tensor) -> Tensor:
         window = self.kernel.window
-        late = self.norm is not None and not self.folded
-        z = F.conv2d(
-            x, self.weight, None if late else self.bias, window.stride, window.padding, window.dilation, window.groups
-        )
-        if self.norm is None or self.bias is None or not late:
-            return z
-        return z.mul_(self.norm.scale.view(-1, 1, 1)).add_(self.bias.view(-1, 1, 1))
+        if self._packed is None and window.groups == 1 and packable(x, self.weight):
+            self._packed = pack(self.weight, self.bias, window.stride, window.padding, window.dilation, x)
+        if self._packed is not None:
+            return self._packed(x)
+        return F.conv2d(x, self.weight, self.bias, window.stride, window.padding, window.dilation, window.groups)
 
     def backward(
         self, tally: Tally, gradient: Tensor, saved: tuple[Tensor, ...], wanted: tuple[bool, ...]
@@ -140,10 +138,14 @@ class Convolution:
         if self.activation is not None:
             g = self.activation.gradient(g, z)
         self._report(tally, x, g, z if len(saved) == 2 else None)
-        return (self._input_gradient(x, g if self.folded else self._scaled(g)) if wanted[0] else None,)
+        return (self._input_gradient(x, g) if wanted[0] else None,)
 
     def _input_gradient(self, x: Tensor, g: Tensor) -> Tensor:
-        window = self.kernel.window
+        window, packed = self.kernel.window, self._packed_backward
+        if packed is None and self._turnable and packable(g, self.weight):
+            packed = self._packed_backward = pack_backward(self.weight, window.padding, window.dilation, g)
+        if packed is not None:
+            return packed(g)
         gradient: Tensor = torch.ops.aten.convolution_backward.default(
             g, x, self.weight, None, window.stride, window.padding, window.dilation, False, (0, 0), window.groups,
             (True, False, False),
@@ -163,7 +165,10 @@ class Convolution:
         elif target is not None and gradients is not None:
             tally.add(target, self._weight_gradient(target, gradients))
         if norm is not None and norm.gamma_target is not None:
-            gamma = _gamma_by_output(norm, g, z, total) if gradients is None else self._gamma(norm, gradients, total)
+            if gradients is None or (self._output_tells(z) and g[0].numel() < gradients[0].numel()):
+                gamma = _gamma_by_output(norm, g, z, total)
+            else:
+                gamma = self._gamma(norm, gradients, total)
             tally.add(norm.gamma_target, gamma)
 
     def _seen(self, x: Tensor) -> Tensor:
@@ -178,7 +183,11 @@ class Convolution:
             return True
         if self.norm is None or self.norm.gamma_target is None:
             return False
-        return z is None or not self.output_kept or not self.norm.invertible
+        return not self._output_tells(z)
+
+    def _output_tells(self, z: Tensor | None) -> bool:
+        """Whether gamma's gradient can be had from the output."""
+        return z is not None and self.output_kept and self.norm is not None and self.norm.invertible
 
     def _are_gradients_cheaper(self, x: Tensor, g: Tensor) -> bool:
         if self.depthwise:
@@ -212,7 +221,7 @@ class Convolution:
         if self.depthwise:
             return depthwise_gradients(x, g, self.weight, self.kernel.window)
         if self.pointwise:
-            return outer_products(positions_last(x), positions_last(g)).view(-1, *shape)
+            return outer_sums(positions_last(x), positions_last(g)).view(-1, *shape)
         return weight_gradients(x, g, self.weight, self.kernel.window)
 
 

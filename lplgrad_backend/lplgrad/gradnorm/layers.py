@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lplgrad_backend.lplgrad.gradnorm.activation import Activation
 from lplgrad_backend.lplgrad.gradnorm.convolution import Normalisation, Statistics
-from lplgrad_backend.lplgrad.gradnorm.products import outer_products, outer_squares
+from lplgrad_backend.lplgrad.gradnorm.matrices import linear, outer_sums
+from lplgrad_backend.lplgrad.gradnorm.products import outer_squares
 from lplgrad_backend.lplgrad.gradnorm.tally import Tally, Target
 
 Saved = tuple[Tensor, ...]
@@ -28,7 +29,7 @@ class Linear:
         self.weight_target, self.bias_target = weight_target, bias_target
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
-        return F.linear(inputs[0], self.weight, self.bias), inputs
+        return linear(inputs[0], self.weight, self.bias), inputs
 
     def backward(self, tally: Tally, gradient: Tensor, saved: Saved, wanted: Wanted) -> tuple[Tensor | None, ...]:
         a = saved[0].reshape(tally.images, -1, saved[0].shape[-1])
@@ -37,8 +38,8 @@ class Linear:
         if self.weight_target is not None and self.weight_target.alone:
             tally.add_squares(self.weight_target, outer_squares(a, g))
         elif self.weight_target is not None:
-            tally.add(self.weight_target, outer_products(a, g))
-        return (gradient @ self.weight if wanted[0] else None,)
+            tally.add(self.weight_target, outer_sums(a, g))
+        return (linear(gradient, self.weight.mT) if wanted[0] else None,)
 
 
 class BatchNorm:

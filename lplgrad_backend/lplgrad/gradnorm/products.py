@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lplgrad_backend.lplgrad.gradnorm.matrices import grams, outer_sums
 from lplgrad_backend.lplgrad.gradnorm.tally import at_least_single, squared_norms
 
 SHIFT_COST = 12.0
@@ -50,13 +51,8 @@ def outer_squares(a: Tensor, g: Tensor) -> Tensor:
     if positions == 1:
         return squared_norms(a) * squared_norms(g)
     if outer_gram_is_cheaper(positions, inputs, outputs):
-        return (torch.bmm(a, a.mT) * torch.bmm(g, g.mT)).sum((1, 2), dtype=at_least_single(a))
-    return squared_norms(torch.bmm(g.mT, a))
-
-
-def outer_products(a: Tensor, g: Tensor) -> Tensor:
-    """sum_p g_p (x) a_p -> [N, O, I]."""
-    return torch.bmm(g.mT, a)
+        return (grams(a) * grams(g)).sum((1, 2), dtype=at_least_single(a))
+    return squared_norms(outer_sums(a, g))
 
 
 def positions_last(features: Tensor) -> Tensor:
@@ -117,8 +113,7 @@ def gram_squares(x: Tensor, g: Tensor, kernel: tuple[int, int], window: Window) 
 
 def _gram(features: Tensor, groups: int) -> Tensor:
     """[N, C, H, W] -> [N * groups, H * W, H * W]."""
-    flat = features.reshape(features.shape[0] * groups, features.shape[1] // groups, -1)
-    return torch.bmm(flat.mT, flat)
+    return grams(features.reshape(features.shape[0] * groups, features.shape[1] // groups, -1).mT)
 
 
 def _sum_along_kernel(pixels: Tensor, axis: int, count: int, size: int, window: Window) -> Tensor:

@@ -182,9 +182,7 @@ class Replay(TorchFunctionMode):
         window = Window(_pair(stride), _padding(padding, weight, _pair(dilation)), _pair(dilation), groups)
         kernel = Kernel(weight.detach(), _cut(bias), window, self._target(weight), self._target(bias))
         norm = self._statistics(*use.norm[0], **use.norm[1]) if use.norm else None
-        places = len(input) * input.shape[2] * input.shape[3] // (window.stride[0] * window.stride[1])
-        is_large = weight.numel() > places * len(weight)
-        layout = None if is_large else self.plan.memory_format
+        layout = self.plan.memory_format
         return Convolution(kernel, norm, use.activation, use.output_kept, layout, self.precision)
 
     def _statistics(

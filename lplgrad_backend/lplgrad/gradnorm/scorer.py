@@ -87,7 +87,8 @@ class GradientNorms:
     Args:
         temperatures: any number of them share one forward pass.
 
-    The model's weights may change between calls, not its structure nor what is frozen.
+    The model's weights may change between calls, in any way that torch counts (`tensor.data` is none), not its structure
+    nor what is frozen. What is made of the weights, as large as they are, is kept from call to call.
     """
 
     def __init__(
@@ -98,12 +99,16 @@ class GradientNorms:
         self.model, self.multiple, self.temperatures = model, multiple, tuple(temperatures)
         self.memory_budget = memory_budget
         self.parameters = calls.trainable(model)
+        self._modules = tuple(model.modules())
+        self._weights = (*model.parameters(), *model.buffers())
         self.plans: dict[tuple[object, ...], Plan | None] = {}
+        self._rules: dict[tuple[object, ...], Rules] = {}
+        self._rules_hold_for: tuple[object, ...] = ()
 
     def measure(self, images: Tensor) -> Measurement:
         """Logits and norms of images [N, 3, H, W]; errors as of `gradient_norms`."""
-        _refuse_training(self.model)
-        rules: Rules = {}
+        _refuse_training(self._modules, self.model)
+        rules = self._known_rules(images)
         parts, start = [], 0
         size = self._chunk_size(images)
         while start < len(images):
@@ -122,6 +127,13 @@ class GradientNorms:
             parts = [(images.new_zeros(0, 0), images.new_zeros(len(self.temperatures), 0, len(self.parameters)))]
         columns = zip(*parts, strict=True)
         return Measurement(torch.cat(next(columns)), torch.cat(next(columns), 1).double(), tuple(self.parameters))
+
+    def _known_rules(self, images: Tensor) -> Rules:
+        """Rules made for the weights as they are now; none once any of them has changed."""
+        states = tuple(map(_state, self._weights))
+        if states != self._rules_hold_for:
+            self._rules, self._rules_hold_for = {}, states
+        return self._rules.setdefault(_key(images), {})
 
     def _chunk_size(self, images: Tensor) -> int:
         plan = self._plan(images) if len(images) else None
@@ -186,8 +198,13 @@ def _key(images: Tensor) -> tuple[object, ...]:
     return images.shape[1:], images.dtype, images.device, channels_last(images)
 
 
-def _refuse_training(model: nn.Module) -> None:
-    if not any(module.training for module in model.modules()):
+def _state(tensor: Tensor) -> tuple[int, object]:
+    """What changes when the tensor's numbers do; tensors of torch.inference_mode do not tell, so theirs always differs."""
+    return tensor.data_ptr(), object() if tensor.is_inference() else tensor._version
+
+
+def _refuse_training(modules: Sequence[nn.Module], model: nn.Module) -> None:
+    if not any(module.training for module in modules):
         return
     name = next(name for name, module in model.named_modules() if module.training)
     where = name or type(model).__name__
