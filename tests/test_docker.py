@@ -53,6 +53,19 @@ def test_each_waits_for_the_health_of_what_it_needs() -> None:
             assert own != {"disable": True} and (own or "HEALTHCHECK" in DOCKERFILE)
 
 
+def seconds(health: dict[str, str], *names: str) -> list[int]:
+    return [int(health[name].removesuffix("s")) for name in names]
+
+
+def test_a_slow_machine_is_not_unhealthy() -> None:
+    """Its first start may take five minutes, and it may be busy for one with what starts after it."""
+    options = dict(re.findall(r"--([a-z-]+)=(\w+)", DOCKERFILE[DOCKERFILE.index("HEALTHCHECK") :]))
+    for health in ONE["label-studio"]["healthcheck"], {name.replace("-", "_"): text for name, text in options.items()}:
+        start, interval, timeout = seconds(health, "start_period", "interval", "timeout")
+        assert start >= 300 and timeout >= 10
+        assert int(health["retries"]) * interval >= 60
+
+
 def test_a_stop_leaves_a_round_the_time_it_takes() -> None:
     for name in ("web", "worker", "demo"):
         assert int(ONE[name]["stop_grace_period"].removesuffix("s")) > 2 * GRACE_SECONDS
