@@ -114,7 +114,7 @@ class LPLGradBackend(LabelStudioMLBase):  # type: ignore[misc]
         config = _mapping(data.get("project")).get("label_config")
         if newest is None or not isinstance(config, str):
             return False
-        return parse_label_config(config, self.service.statuses.control(project)) == newest.labeling
+        return parse_label_config(config, self.service.statuses.control(project)).reads_like(newest.labeling)
 
     def _labeling(self, project: int) -> Labeling:
         return parse_label_config(self.label_config or "", self.service.statuses.control(project))

@@ -44,7 +44,7 @@ def verdict(
         return Verdict(False, f"labels of {CLASSES_NEEDED - seen} more class(es)")
     if asked:
         return Verdict(True, "asked for")
-    if newest is not None and newest.labeling != labeling:
+    if newest is not None and not newest.labeling.reads_like(labeling):
         return Verdict(True, "the label config changed")
     if changes >= updates_per_round:
         return Verdict(True, f"{changes} annotations changed")

@@ -40,8 +40,12 @@ class Labeling:
     data_key: str
     classes: tuple[str, ...]
     multiple: bool
-    # not compared: a round learns the same whatever the choices are called on screen
+    # not compared: a version means the same whatever the choices are called on screen
     plain_values: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+
+    def reads_like(self, other: Labeling) -> bool:
+        """Whether the label config also calls the classes the same on screen."""
+        return self == other and self.plain_values == other.plain_values
 
     def named(self, text: object) -> str | None:
         """The class that an annotation means by `text`, or None for an unknown label."""

@@ -204,7 +204,7 @@ class _Look:
     def _round_if_due(self, row: Mapping[str, Any], labeling: Labeling, newest: Manifest | None) -> Manifest | None:
         counter = row.get("total_annotations_number")
         age = (now() - self.status.read_at).total_seconds() if self.status.read_at else float("inf")
-        changed_config = newest is not None and newest.labeling != labeling
+        changed_config = newest is not None and not newest.labeling.reads_like(labeling)
         if not changed_config and not needs_reading(
             self.status, counter, self.marks, self.settings.updates_per_round, age
         ):
@@ -271,6 +271,7 @@ class _Look:
 
     def _progress(self, progress: Progress) -> None:
         self.update(phase=progress.phase, done=progress.done, total=progress.total)
+        self.notice.follow(progress.phase, progress.done, progress.total)
 
     def _save(self, order: Order, annotations: Annotations, outcome: Outcome, folder: Path, pool: Pool) -> Manifest:
         scores = read_scores(folder / SCORES)

@@ -1,43 +1,71 @@
 """What annotators see of the backend inside Label Studio: a line on the model's card, a tab of suspected mistakes.
 
 Label Studio calls /health and /setup three times for every change of an ML backend's row, so this is done when a round
-starts and when it ends. Nothing here may end a round: what Label Studio refuses is logged.
+starts, a few times while it trains, and when it ends. Nothing here may end a round: what Label Studio refuses is logged.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lplgrad_backend.errors import LabelStudioError
 from lplgrad_backend.history import History
 from lplgrad_backend.labelstudio import LabelStudio, backend_fields
 from lplgrad_backend.settings import Settings
+from lplgrad_backend.status import Phase
 
 log = logging.getLogger(__name__)
 TAB = "Suspected mistakes"
+STEP = 0.2  # share of the training after which the line changes, if also
+PACE = 5.0  # seconds have passed since it did
 ANSWERED = re.compile(r"v\d+|untrained")  # what /setup answers here, which Label Studio notes in the row
 OURS = re.compile(r"(|(v\d+|no version yet), .*)")  # descriptions that were written here, or by nobody
 
 
 class Notice:
-    """Keeps line and tab of one project; without LPLGRAD_MANAGE_PROJECT it does nothing."""
+    """Keeps line and tab of one project; without LPLGRAD_MANAGE_PROJECT it does nothing.
 
-    def __init__(self, label_studio: LabelStudio, project: int, settings: Settings) -> None:
-        self._label_studio, self._project, self._settings = label_studio, project, settings
+    Args:
+        clock: seconds, rising.
+    """
+
+    def __init__(
+        self, label_studio: LabelStudio, project: int, settings: Settings, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._label_studio, self._project, self._settings, self._clock = label_studio, project, settings, clock
+        self._training = ""  # the line while a round trains, without its share
+        self._shown, self._at = 0.0, 0.0
 
     def show(self, history: History, *, training: bool) -> None:
         """Bring line and, at the end of a round, tab to what is known now."""
         if not self._settings.manage_project:
             return
+        text = line(history, training=training)
         try:
-            self._describe(line(history, training=training))
+            self._describe(text)
             if not training:
                 self._list_suspects([suspect.task for suspect in history.suspects])
         except LabelStudioError as error:
             log.warning("project %d: what annotators see could not be brought up to date: %s", self._project, error)
+        else:
+            self._training, self._shown, self._at = text if training else "", 0.0, self._clock()
+
+    def follow(self, phase: Phase, done: int, total: int) -> None:
+        """Bring how much of the training is done to the line, where that is much more than it says."""
+        share = done / max(1, total)
+        due = share >= self._shown + STEP and self._clock() >= self._at + PACE
+        if not self._training or phase is not Phase.TRAINING or not due:
+            return
+        self._shown, self._at = share, self._clock()
+        try:
+            self._describe(f"{self._training} {100 * share:.0f} %")
+        except LabelStudioError as error:
+            self._training = ""  # not again in this round
+            log.warning("project %d: how far the training is cannot be shown: %s", self._project, error)
 
     def _describe(self, text: str) -> None:
         rows = self._label_studio.ml_backends(self._project)

@@ -51,17 +51,20 @@ def test_an_added_class_is_learned_with_all_labels_and_the_version_before_stays_
 
 
 def test_a_class_renamed_by_alias_keeps_its_labels_and_its_meaning(stage: Stage) -> None:
-    """Only the word that people see is another: nothing has to be learned anew."""
+    """Only the word that people see is another: a round is due, and what was learned and judged before counts on."""
     stage.label(10)
     stage.look()
     change(stage, RENAMED)
-    assert stage.look().published == "v1"
-    assert shown(stage, "v1") == {"cat"}
-    stage.label(10, first=10)  # Label Studio saves the alias
     assert stage.look().published == "v2"
-    newest = stage.store.manifest(stage.project, "v2")
+    assert shown(stage, "v1") == shown(stage, "v2") == {"cat"}
+    assert stage.look().published == "v2" and len(stage.orders) == 2  # and no further round
+    stage.label(10, first=10)  # Label Studio saves the alias
+    assert stage.look().published == "v3"
+    newest = stage.store.manifest(stage.project, "v3")
     assert (newest.labeling.classes, newest.labels) == (("cat", "dog"), {"cat": 10, "dog": 10})
-    assert shown(stage, "v2") == {"cat"}
+    assert shown(stage, "v3") == {"cat"}
+    judged = {record.version: record.compared for record in read_history(stage.store, stage.project).versions}
+    assert judged["v2"] == 10
 
 
 def test_a_removed_class_is_not_learned_again(stage: Stage) -> None:
@@ -112,7 +115,7 @@ def test_a_rollback_to_a_version_of_the_older_config_shows_what_both_know(stage:
 
 
 @pytest.mark.parametrize(
-    ("config", "rings"), [(CONFIG, False), (WITH_OWL, True), (RENAMED, False), (WITHOUT_DOG, True)]
+    ("config", "rings"), [(CONFIG, False), (WITH_OWL, True), (RENAMED, True), (WITHOUT_DOG, True)]
 )
 def test_the_event_rings_where_the_classes_changed(stage: Stage, config: str, rings: bool) -> None:
     stage.label(10)

@@ -12,6 +12,7 @@ from learner_stage import Stage
 
 from lplgrad_backend.history import History, Suspect, VersionRecord
 from lplgrad_backend.notice import TAB, Notice, line, own_row
+from lplgrad_backend.status import Phase
 
 RECORD = VersionRecord(
     version="v12", created=datetime(2026, 1, 1, tzinfo=UTC), labels={"cat": 340}, images=340, compared=100, agreed=91
@@ -60,6 +61,48 @@ def test_the_description_changes_and_nothing_else_of_the_row(stage: Stage) -> No
     after = row(stage)
     assert after.pop("description").endswith("training")
     assert after == {key: value for key, value in before.items() if key != "description"}
+
+
+def descriptions(stage: Stage, clock: list[float], shares: list[tuple[float, int]]) -> list[str]:
+    """What the row says after each line of progress; each is (seconds, epochs of 10)."""
+    notice = Notice(stage.client, stage.project, stage.settings, clock=lambda: clock[0])
+    notice.show(HISTORY, training=True)
+    said = []
+    for seconds, done in shares:
+        clock[0] = seconds
+        notice.follow(Phase.TRAINING, done, 10)
+        said.append(str(row(stage)["description"]).removeprefix("v12, 340 labels, 91 % agreement, training"))
+    return said
+
+
+def test_the_line_follows_the_training_in_steps_and_not_too_often(stage: Stage) -> None:
+    assert descriptions(stage, [0.0], [(6, 1), (6, 2), (7, 5), (11, 6), (17, 7), (30, 10)]) == [
+        "", " 20 %", " 20 %", " 60 %", " 60 %", " 100 %",
+    ]  # fmt: skip
+
+
+def test_only_training_is_followed_and_only_where_it_was_shown(stage: Stage) -> None:
+    notice = Notice(stage.client, stage.project, stage.settings, clock=iter(range(0, 9999, 100)).__next__)
+    notice.follow(Phase.TRAINING, 5, 10)
+    assert not row(stage).get("description")
+    notice.show(HISTORY, training=True)
+    notice.follow(Phase.SCORING, 5, 10)
+    notice.follow(Phase.TRAINING, 0, 0)
+    assert row(stage)["description"].endswith("training")
+    notice.show(HISTORY, training=False)
+    notice.follow(Phase.TRAINING, 5, 10)
+    assert row(stage)["description"].endswith("agreement")
+
+
+def test_where_label_studio_refuses_the_share_the_round_goes_on_without(stage: Stage) -> None:
+    notice = Notice(stage.client, stage.project, stage.settings, clock=iter(range(0, 9999, 100)).__next__)
+    notice.show(HISTORY, training=True)
+    stage.fake.faults.append(Fault("/api/ml", 403))
+    notice.follow(Phase.TRAINING, 5, 10)
+    asked = len(stage.fake.asked)
+    notice.follow(Phase.TRAINING, 10, 10)
+    assert len(stage.fake.asked) == asked
+    assert row(stage)["description"].endswith("training")
 
 
 def test_a_persons_own_description_stays(stage: Stage) -> None:
