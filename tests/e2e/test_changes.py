@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +12,8 @@ from conftest import UPDATES_PER_ROUND
 from digits_project import DigitsProject
 
 from lplgrad_backend.demo.backend import Backend
-from lplgrad_backend.demo.dataset import LABEL_CONFIG
+from lplgrad_backend.demo.dataset import CLASSES, LABEL_CONFIG
+from lplgrad_backend.demo.server import LabelStudioServer
 from lplgrad_backend.publication import SAMPLING
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -75,14 +79,46 @@ def test_importing_annotated_and_new_tasks(project: DigitsProject) -> None:
     assert project.status().rounds == 1
 
 
-def test_a_changed_label_config(project: DigitsProject) -> None:
+NINE = '<Choice value="9"'
+ADDED = LABEL_CONFIG.replace(NINE, '<Choice value="not a digit"/>' + NINE)
+RENAMED = ADDED.replace(NINE, '<Choice value="nine" alias="9"')
+
+
+def change(project: DigitsProject, config: str, version: str) -> None:
+    """Save another label config and wait for the version that it makes due."""
+    project.person.call("PATCH", f"/api/projects/{project.number}/", json={"label_config": config})
+    project.wait_for_version(version)
+    assert project.status().last_error is None
+    assert project.unlabelled() <= project.predictions(version).keys()
+    assert labels(project, version) == UPDATES_PER_ROUND
+
+
+def roll_back(project: DigitsProject, label_studio: LabelStudioServer, version: str) -> None:
+    """As a person does it who also has a shell."""
+    settings = {"LABEL_STUDIO_URL": label_studio.url, "LABEL_STUDIO_API_KEY": label_studio.account.token}
+    subprocess.run(
+        [sys.executable, "-m", "lplgrad_backend", "rollback", "--project", str(project.number), "--to", version],
+        env={**os.environ, **settings, "MODEL_DIR": str(project.models)}, check=True, timeout=120,
+    )  # fmt: skip
+
+
+def test_a_class_added_renamed_and_removed_and_back_to_an_older_version(
+    project: DigitsProject, label_studio: LabelStudioServer
+) -> None:
     project.label(UPDATES_PER_ROUND)
     project.wait_for_version("v1")
-    changed = LABEL_CONFIG.replace('<Choice value="9"', '<Choice value="not a digit"/><Choice value="9"')
-    project.person.call("PATCH", f"/api/projects/{project.number}/", json={"label_config": changed})
-    project.wait_for_version("v2")
-    assert "not a digit" in project.manifest("v2").labeling.classes
-    assert project.unlabelled() <= project.predictions("v2").keys()
+    change(project, ADDED, "v2")
+    assert set(project.manifest("v2").labeling.classes) == {*CLASSES, "not a digit"}
+    change(project, RENAMED, "v3")  # "nine" to people, "9" to what is stored
+    assert set(project.manifest("v3").labeling.classes) == {*CLASSES, "not a digit"}
+    change(project, LABEL_CONFIG, "v4")
+    assert set(project.manifest("v4").labeling.classes) == set(CLASSES)
+    roll_back(project, label_studio, "v3")
+    project.wait_for_version("v3")
+    named = {name for one in project.predictions("v3").values() for name in one["result"][0]["value"]["choices"]}
+    assert "not a digit" not in named
+    order = project.order("v3")
+    assert project.label(2) == order[:2]
 
 
 def test_start_training_does_not_wait_for_more_labels(project: DigitsProject) -> None:
