@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gradient_norms import PAGE, RESULTS, TARGETS, images_of, network_of, page, seconds
-from lplgrad_backend.lplgrad.gradnorm import GradientNorms, calls, convolution, matrices, products, scorer, trace
+from lplgrad_backend.lplgrad.gradnorm import GradientNorms, convolution, matrices, products, scorer, trace
 
 SETTINGS = TARGETS[:3]
 Without = Callable[[], AbstractContextManager[Any]]
@@ -46,7 +46,6 @@ WITHOUT: dict[str, Without] = {
     "Gram matrices of convolutions": lambda: patch.object(convolution, "gram_is_cheaper", _never),
     "Gram matrices of 1x1 convolutions": lambda: patch.object(convolution, "outer_gram_is_cheaper", _never),
     "depthwise 3x3 image by image": lambda: patch.object(products, "LARGEST_DIRECT_KERNEL", 0),
-    "pooling without writing its gradient": lambda: patch.object(calls, "is_global_pool", _never),
 }
 
 

@@ -82,12 +82,6 @@ def is_self_attention(func: object, args: Args, kwargs: Kwargs) -> bool:
     )
 
 
-def is_global_pool(func: object, args: Args, kwargs: Kwargs) -> bool:
-    """An average over all places of [N, C, H, W]."""
-    size = args[1] if len(args) > 1 else kwargs.get("output_size")
-    return func is F.adaptive_avg_pool2d and args[0].dim() == 4 and size in (1, (1, 1), [1, 1])
-
-
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters whose gradient counts, by name."""
     return {name: one for name, one in model.named_parameters() if one.requires_grad}

@@ -74,17 +74,6 @@ def _over_positions(values: Tensor) -> Tensor:
     return values.sum(tuple(range(2, values.dim()))) if values.dim() > 2 else values
 
 
-class Pool:
-    """y = mean of x over all places, which has no parameters:  dH/dx = g / places at every place."""
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
-        return F.adaptive_avg_pool2d(inputs[0], 1), inputs
-
-    def backward(self, tally: Tally, gradient: Tensor, saved: Saved, wanted: Wanted) -> tuple[Tensor | None, ...]:
-        x = saved[0]
-        return ((gradient / (x.shape[2] * x.shape[3])).expand_as(x),)
-
-
 class Standardised:
     """LayerNorm and GroupNorm: y = gamma * xhat + beta, where xhat is x standardised over a group.
 

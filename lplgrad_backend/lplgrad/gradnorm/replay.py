@@ -55,8 +55,6 @@ class Replay(TorchFunctionMode):
             return self._site(at, use, args, kwargs)
         if use.kind is Kind.TAKEN and use.norm is None:
             return args[0]
-        if use.kind is Kind.POOL:
-            return self._through(layers.Pool(), (), args[0])
         self._check_weights(use, args, kwargs)
         return self._planned(at, use, args, kwargs)
 

@@ -42,7 +42,6 @@ class Kind(Enum):
     REPEAT = auto()  # a parameter is repeated for each image
     ATTENTION = auto()  # two sites with the attention between them
     TAKEN = auto()  # nothing: an earlier site did it, the argument is the result
-    POOL = auto()  # an average over all places, whose gradient need not be written out
     SUM = auto()  # an addition in place becomes one that spares its argument
 
 
@@ -111,8 +110,6 @@ class Tracer(TorchFunctionMode):
             result = torch.add(*args, **kwargs)
         else:
             result = func(*args, **kwargs)
-            if calls.is_global_pool(func, args, kwargs):
-                self.uses[at] = Use(func, Kind.POOL)
         self._note(at, func, args, kwargs, result)
         return result
 
