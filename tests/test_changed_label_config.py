@@ -114,9 +114,7 @@ def test_a_rollback_to_a_version_of_the_older_config_shows_what_both_know(stage:
     assert judged["v1"] == 0  # what it said of three classes is not held against two
 
 
-@pytest.mark.parametrize(
-    ("config", "rings"), [(CONFIG, False), (WITH_OWL, True), (RENAMED, True), (WITHOUT_DOG, True)]
-)
+@pytest.mark.parametrize(("config", "rings"), [(CONFIG, False), (WITH_OWL, True), (RENAMED, True), (WITHOUT_DOG, True)])
 def test_the_event_rings_where_the_classes_changed(stage: Stage, config: str, rings: bool) -> None:
     stage.label(10)
     stage.look()

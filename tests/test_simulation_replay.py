@@ -84,6 +84,14 @@ def test_rare_classes_and_copies_change_the_pool_alone() -> None:
     assert len(division.held_out) == 30
 
 
+def test_rare_classes_are_as_rare_in_a_pool_that_is_cut() -> None:
+    division = divide(replace(blobs(2000), rare=0.1), Budget(6, 6, 18, pool=200), 0)
+    everything = np.concatenate([division.first, division.pool])
+    assert 120 < len(everything) < 200
+    counts = np.bincount(blobs(2000).labels[everything])
+    assert 0.05 * max(counts) <= counts[1] <= 0.15 * max(counts)
+
+
 def test_too_small_a_pool_is_said() -> None:
     with pytest.raises(NotLearnable, match="--budget"):
         divide(blobs(), Budget(10, 10, 100), 0)

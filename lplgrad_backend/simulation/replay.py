@@ -42,8 +42,8 @@ class Material:
         architecture, state: the network before any training, by parameter name.
         recipe: how it is trained.
         copies: how often each image stands in the pool.
-        rare: images of a class there are in the pool for each of the more frequent classes, in (0, 1]; the classes with an
-            odd number are the rare ones. Below 1 only where an image has one class.
+        rare: how many images the classes with an odd number keep in the pool, for each image that the most frequent class
+            has before, in (0, 1]. Below 1 only where an image has one class.
     """
 
     targets: NDArray[np.bool_]
@@ -70,7 +70,7 @@ class Material:
 @dataclass(frozen=True)
 class Budget:
     """How many labels there are at first, how many come with each round, how many in all, and how many images the pool
-    has at most."""
+    has at most, before rare classes lose some."""
 
     first: int
     each: int
@@ -153,12 +153,11 @@ def divide(material: Material, budget: Budget, seed: int) -> Division:
     if held_out is None:
         held_out = np.zeros(count, dtype=bool)
         held_out[random.permutation(count)[: max(1, round(HELD_OUT * count))]] = True
-    pool = random.permutation(np.flatnonzero(~held_out))
+    pool = random.permutation(np.flatnonzero(~held_out))[: max(1, budget.pool // material.copies)]
     if material.rare < 1:
         assert not material.multiple
         often = material.targets[pool].sum(0).max()
         pool = _thinned(pool, material.labels, max(1, round(material.rare * often)))
-    pool = pool[: max(1, budget.pool // material.copies)]
     pool = random.permutation(np.repeat(pool, material.copies))
     if len(pool) < budget.last or _classes_in(material, pool) < 2:
         raise NotLearnable(
