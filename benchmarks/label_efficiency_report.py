@@ -21,15 +21,15 @@ WANTED = {"random": 2.5, "badge": 1.0, "margin": 1.0}  # points of AULC
 INTRODUCTION = f"""# What strategies save
 
 Made by `benchmarks/label_efficiency.py`, which says how data and budgets are chosen. MobileNetV2 x0.35, pretrained on
-ImageNet and frozen, a linear head trained with the default preset (from scratch: ResNet-18 with a small stem, digits at
-their own 8 px and photos at 16 px, which keeps a training at some seconds). Plain `lplgrad` is the paper's order: on frozen features its joint training
-cannot disturb the main model, so that the preset `paper` differs by nothing else there. Every strategy gets the same
-held-out images, first labels (drawn at random) and starting weights per seed; held-out images decide nothing. Pools have
-at most 2,000 images (from scratch 400). *Imbalanced*: of these, every second class keeps as many as are a tenth of the most
-frequent one's.
-*Duplicated*: every image is in the pool three times. `{DEFAULT}` is the default and is watched as in production (where
-its order looks unhealthy, BADGE orders that round); the others do what their names say. TrashNet and CIFAR-10 were also
-used to find the default's rule, before this program was written; nothing was tuned on the numbers below.
+ImageNet and frozen, a linear head trained with the default preset (from scratch: ResNet-18 with a small stem, digits
+at their own 8 px and photos at 16 px, which keeps a training at some seconds). Plain `lplgrad` is the paper's order:
+on frozen features its joint training cannot disturb the main model, so that the preset `paper` differs by nothing
+else there. Every strategy gets the same held-out images, first labels (drawn at random) and starting weights per
+seed; held-out images decide nothing. Pools have at most 2,000 images (from scratch 400). *Imbalanced*: of these,
+every second class keeps as many as are a tenth of the most frequent one's. *Duplicated*: every image is in the pool
+three times. `{DEFAULT}` is the default and is watched as in production (where its order looks unhealthy, BADGE orders
+that round); the others do what their names say. TrashNet and CIFAR-10 were also used to find the default's rule,
+before this program was written; nothing was tuned on the numbers below.
 """
 
 
