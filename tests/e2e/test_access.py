@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ import requests
 from conftest import SETTINGS, UPDATES_PER_ROUND
 from digits_project import DigitsProject
 
-from lplgrad_backend.connection import connect
+from lplgrad_backend.connection import connect, verify
 from lplgrad_backend.demo.backend import Backend
 from lplgrad_backend.demo.dataset import Digits
 from lplgrad_backend.demo.person import Person
@@ -92,3 +92,50 @@ def test_a_label_studio_that_refuses_local_backends_is_explained(
             project = person.create_project("Refused", "<View/>")
         with pytest.raises(LPLGradError, match="SSRF_PROTECTION_ENABLED=false"):
             connect(LabelStudio(closed.url, account.token), project, backend.url, title="LPLgrad")
+
+
+WITHOUT_A_DOT = "2130706433"  # 127.0.0.1 as one number, which resolves everywhere
+
+
+def test_a_host_name_without_a_dot_gets_no_webhook_and_is_explained(
+    label_studio: LabelStudioServer, backend: Backend, new_project: Callable[[str, int], DigitsProject]
+) -> None:
+    project = new_project("Without a dot", 12)
+    client = LabelStudio(label_studio.url, label_studio.account.token)
+    url = backend.url.replace("127.0.0.1", WITHOUT_A_DOT)
+    [problem] = connect(client, project.number, url).problems
+    assert client.ml_backends(project.number)[0]["state"] == "CO"
+    assert client.webhooks(project.number) == []
+    assert f"'{WITHOUT_A_DOT}', a host name without a dot" in problem and "lplgrad.local" in problem
+    [row] = client.ml_backends(project.number)
+    client.delete_ml_backend(row["id"])
+    assert connect(client, project.number, backend.url).problems == ()
+    assert len(client.webhooks(project.number)) == 1
+
+
+def test_a_missing_webhook_is_said_and_made_again(
+    label_studio: LabelStudioServer, backend: Backend, new_project: Callable[[str, int], DigitsProject]
+) -> None:
+    project = new_project("Webhook lost", 12)
+    client = LabelStudio(label_studio.url, label_studio.account.token)
+    assert connect(client, project.number, backend.url).problems == ()
+    [webhook] = client.webhooks(project.number)
+    client.delete_webhook(webhook["id"])
+    assert verify(client, project.number, backend.url) == [
+        f"The webhook to {backend.url}/webhook is missing, doubled or changed: run `connect`."
+    ]
+    assert connect(client, project.number, backend.url).problems == ()
+    assert verify(client, project.number, backend.url) == []
+    [again] = client.webhooks(project.number)
+    assert again["url"] == webhook["url"]
+
+
+def test_a_refused_token_is_explained(
+    label_studio: LabelStudioServer, backend: Backend, new_project: Callable[[str, int], DigitsProject]
+) -> None:
+    project = new_project("Token refused", 12)
+    stranger = LabelStudio(label_studio.url, "0" * 40)
+    with pytest.raises(
+        LPLGradError, match=r"the token is refused .* Set LABEL_STUDIO_API_KEY to a token of this Label"
+    ):
+        connect(stranger, project.number, backend.url)
