@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALL := install --quiet --disable-pip-version-check
 LABEL_STUDIO_REQUIREMENTS := lplgrad_backend/demo/label-studio-requirements.txt
 
-.PHONY: help run demo test check fuzz benchmark chaos clean
+.PHONY: help run demo test check fuzz benchmark chaos screenshots clean
 .DELETE_ON_ERROR:
 
 help: ## This list
@@ -40,6 +40,9 @@ benchmark: .venv/development ## Every benchmark, one after the other; takes long
 
 chaos: .venv/development ## 200 kills at random moments of rounds, and whether anything was lost (CHAOS=--kills\ 20 for fewer)
 	PYTHONPATH=tests $(BIN)/python -m benchmarks.chaos $(CHAOS)
+
+screenshots: .venv/development .label-studio/installed ## The pictures of the README, taken anew; needs Chromium
+	PYTHONPATH=. $(BIN)/python tests/screenshots.py
 
 clean: ## Removes the virtual environments, the demo's data and all caches; keeps lplgrad-data, where the models are
 	rm -rf .venv .label-studio .pytest_cache .mypy_cache .ruff_cache .hypothesis

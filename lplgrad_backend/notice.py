@@ -14,7 +14,7 @@ from typing import Any
 
 from lplgrad_backend.errors import LabelStudioError
 from lplgrad_backend.history import History
-from lplgrad_backend.labelstudio import LabelStudio, backend_fields
+from lplgrad_backend.labelstudio import LabelStudio, backend_fields, tab_fields
 from lplgrad_backend.settings import Settings
 from lplgrad_backend.status import Phase
 
@@ -85,8 +85,10 @@ class Notice:
             self._label_studio.update_view(tab["id"], {"project": self._project, "data": data})
         elif tab is None and tasks:
             if not views:  # else ours would be the only tab, and no other task could be seen
-                self._label_studio.add_view({"project": self._project, "data": _view("Default", EVERYTHING)})
-            self._label_studio.add_view({"project": self._project, "data": _view(TAB, filters)})
+                self._label_studio.add_view(
+                    {"project": self._project, "data": tab_fields("Default", EVERYTHING, hidden=())}
+                )
+            self._label_studio.add_view({"project": self._project, "data": tab_fields(TAB, filters)})
 
 
 EVERYTHING: dict[str, Any] = {"conjunction": "and", "items": []}
@@ -117,17 +119,3 @@ def only(tasks: Iterable[int]) -> dict[str, Any]:
         {"filter": "filter:tasks:id", "operator": "equal", "type": "Number", "value": task} for task in (tasks or [0])
     ]
     return {"conjunction": "or", "items": items}
-
-
-def _view(title: str, filters: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "title": title,
-        "type": "list",
-        "target": "tasks",
-        "ordering": [],
-        "filters": filters,
-        "hiddenColumns": {"explore": [], "labeling": []},
-        "columnsWidth": {},
-        "columnsDisplayType": {},
-        "gridWidth": 4,
-    }

@@ -45,6 +45,15 @@ def test_the_table_of_settings_is_the_settings() -> None:
     assert between.group(1) == settings_table(), f"write this between the markers:\n{settings_table()}"
 
 
+def test_every_picture_is_small_and_one_that_make_screenshots_takes() -> None:
+    pictures = set(re.findall(r"!\[[^]]{20,}\]\((docs/\w+\.png)\)", README))
+    assert pictures == {str(file.relative_to(ROOT)) for file in (ROOT / "docs").glob("*.png")}
+    taken = set(re.findall(r'keep\(browser, "(\w+)"\)', (ROOT / "tests/screenshots.py").read_text()))
+    assert pictures == {f"docs/{name}.png" for name in taken}
+    for picture in pictures:
+        assert 5_000 < (ROOT / picture).stat().st_size < 150_000
+
+
 def test_the_defaults_shown_are_what_nothing_set_gives() -> None:
     rows = re.findall(r"^\| `([A-Z_]+)` \| (?:`(.*?)`)? ?\|", settings_table(), re.MULTILINE)
     assert len(rows) == len(Settings.model_fields)

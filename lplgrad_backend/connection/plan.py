@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from lplgrad_backend.labelstudio import LabelStudio, backend_fields
+from lplgrad_backend.labelstudio import SELDOM_READ, LabelStudio, backend_fields, tab_fields
 from lplgrad_backend.publication import SAMPLING
 
 TAB = "Most uncertain"
@@ -182,7 +182,7 @@ def view_steps(state: State, wanted: Wanted) -> Iterator[Step]:
     tab = next((row for row in state.views if row["data"].get("title") == TAB), None)
     if tab is None:
         if not state.views:  # else ours would be the only tab, and labelled tasks could not be seen
-            default = _view(wanted, VIEW | {"title": "Default", "ordering": [], "filters": ALL})
+            default = _view(wanted, tab_fields("Default", ALL, hidden=()))
             yield Step("Created the tab 'Default'.", partial(LabelStudio.add_view, fields=default))
         yield Step(f"Created the tab {TAB!r}.", partial(LabelStudio.add_view, fields=_view(wanted, VIEW)))
         return
@@ -198,17 +198,12 @@ def _view(wanted: Wanted, data: Row) -> dict[str, Any]:
 
 ALL: dict[str, Any] = {"conjunction": "and", "items": []}
 UNLABELLED = {"filter": "filter:tasks:total_annotations", "operator": "equal", "type": "Number", "value": 0}
-VIEW: dict[str, Any] = {
-    "title": TAB,
-    "type": "list",
-    "target": "tasks",
-    "ordering": ["tasks:predictions_score"],
-    "filters": {"conjunction": "and", "items": [UNLABELLED]},
-    "hiddenColumns": {"explore": [], "labeling": []},
-    "columnsWidth": {},
-    "columnsDisplayType": {},
-    "gridWidth": 4,
-}
+VIEW = tab_fields(
+    TAB,
+    {"conjunction": "and", "items": [UNLABELLED]},
+    ["tasks:predictions_score"],
+    (*SELDOM_READ, "tasks:annotations_results"),
+)
 
 
 # Addresses
