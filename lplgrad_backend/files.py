@@ -7,12 +7,48 @@ writer ends, however it does. So what a killed writer left can be told from what
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+import safetensors
+
+from lplgrad_backend.errors import StoreError
+
+REMEDIES = {
+    errno.ENOSPC: "the disk is full. Make room there, or set MODEL_DIR to another disk",
+    errno.EDQUOT: "the disk quota is used up. Make room there, or set MODEL_DIR to another disk",
+    errno.EROFS: "the disk is mounted read-only. Mount it so that it can be written, or set MODEL_DIR to another disk",
+    errno.EACCES: "the backend's user may not. Give that user the folder, or set MODEL_DIR to another one",
+    errno.EPERM: "the backend's user may not. Give that user the folder, or set MODEL_DIR to another one",
+}
+AGAIN = "What was to be written is made anew at the next look."
+
+
+@contextlib.contextmanager
+def written(what: str, folder: Path) -> Iterator[None]:
+    """For a block that writes `what` below `folder`.
+
+    Raises:
+        StoreError: the disk refuses; it says why and what to do.
+    """
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        raise StoreError(f"{what} cannot be written below MODEL_DIR, in {folder}: {refusal(error)}. {AGAIN}") from error
+
+
+def refusal(error: OSError | safetensors.SafetensorError) -> str:
+    """Why a disk refuses, and what to do, in words. safetensors has the system's number in its text alone."""
+    number = getattr(error, "errno", None)
+    if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(found.group(1))
+    return REMEDIES.get(number or 0, str(error))
 
 
 def keep_private() -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lplgrad_backend.errors import StoreError
-from lplgrad_backend.files import write_whole
+from lplgrad_backend.files import write_whole, written
 from lplgrad_backend.labeling import Example, Labeling
 from lplgrad_backend.store import Manifest, PoolScores, Store
 
@@ -145,10 +145,8 @@ def write_history(store: Store, project: int, history: History) -> None:
     Raises:
         StoreError: the disk refuses.
     """
-    try:
+    with written(f"{HISTORY} of project {project}", store.folder):
         write_whole(store.project_folder(project) / HISTORY, history.model_dump_json(indent=1).encode())
-    except OSError as error:
-        raise StoreError(f"{HISTORY} of project {project} cannot be written below MODEL_DIR: {error}") from error
 
 
 def with_version(
@@ -162,7 +160,7 @@ def with_version(
     """The history with one more version. Pure.
 
     Args:
-        addresses: image address of each task of the pool.
+        addresses: image address of each task of the pool, as far as it is known; others are not shown.
         side: pixels of the images as the version sees them.
     """
     first = np.argsort(scores.scores, kind="stable")[:QUERIES_KEPT]
@@ -179,7 +177,9 @@ def with_version(
     return history.model_copy(
         update={
             "versions": [*others, record][-VERSIONS_KEPT:],
-            "queries": [Query(task=int(task), uri=addresses.get(int(task), "")) for task in scores.tasks[first]],
+            "queries": [
+                Query(task=task, uri=addresses[task]) for task in scores.tasks[first].tolist() if task in addresses
+            ],
             "earlier": dict(list(earlier.items())[-EARLIER_KEPT:]),
             "suspects": list(suspects)[:SUSPECTS_KEPT],
             "side": side,

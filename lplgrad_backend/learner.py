@@ -103,13 +103,14 @@ class Learner:
         except HoldLost as error:
             log.warning("project %d: %s", project, error)
             return False
-        except LPLGradError:
-            log.exception("project %d: nothing could be written", project)
+        except LPLGradError as error:
+            log.error("project %d: %s", project, error)
             return False
 
     def _tidy(self, project: int) -> None:
-        """Remove what was left behind by writers that were killed."""
+        """Remove what was left behind by writers that were killed, and note what they could not."""
         self.store.tidy(project)
+        Chronicle(self.store, project).catch_up()
         for name in ("images", "pretrained"):
             remove_leftovers(self.settings.model_dir / name)
 

@@ -24,6 +24,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from lplgrad_backend.errors import HoldLost, StoreError
+from lplgrad_backend.files import written
 from lplgrad_backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -127,11 +128,9 @@ def file_lock(path: Path) -> Iterator[bool]:
     Raises:
         StoreError: the lock's file cannot be made.
     """
-    try:
+    with written(path.name, path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
-    except OSError as error:
-        raise StoreError(f"{path.name} cannot be made below MODEL_DIR: {error}") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

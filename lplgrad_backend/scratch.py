@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lplgrad_backend.files import written
 from lplgrad_backend.locks import file_lock, is_locked
 
 LOCK = "lock"
@@ -22,11 +23,13 @@ def scratch(folder: Path, project: int) -> Iterator[Path]:
     """A new folder below `folder` for a round of the project, gone at the block's end.
 
     Raises:
-        OSError: it cannot be made.
+        StoreError: it cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    # another worker that scores a shard of the round may write into it while it is removed: `remove_scratch` has the rest
-    made = tempfile.TemporaryDirectory(prefix=f"{int(project)}-", dir=folder, ignore_cleanup_errors=True)
+    with written(f"A round of project {project}", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        # another worker that scores a shard of the round may write into it while it is removed: `remove_scratch` has the
+        # rest
+        made = tempfile.TemporaryDirectory(prefix=f"{int(project)}-", dir=folder, ignore_cleanup_errors=True)
     with made as name, file_lock(Path(name) / LOCK):
         yield Path(name)
 

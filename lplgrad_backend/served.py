@@ -11,7 +11,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lplgrad_backend.errors import StoreError
-from lplgrad_backend.files import write_whole
+from lplgrad_backend.files import write_whole, written
 from lplgrad_backend.store import Manifest, Store, version_number
 
 ROLLBACK = "rollback.json"
@@ -60,10 +60,8 @@ def roll_back(store: Store, project: int, version: str) -> Manifest:
     """
     wanted = store.manifest(project, version)
     rollback = Rollback(version=version, instead_of=store.versions(project)[-1])
-    try:
+    with written(f"The rollback of project {project}", store.folder):
         write_whole(store.project_folder(project) / ROLLBACK, rollback.model_dump_json().encode())
-    except OSError as error:
-        raise StoreError(f"The rollback of project {project} cannot be written below MODEL_DIR: {error}") from error
     return wanted
 
 

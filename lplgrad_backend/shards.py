@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from redis import Redis, RedisError
 
 from lplgrad_backend.errors import StoreError
-from lplgrad_backend.files import write_whole
+from lplgrad_backend.files import refusal, write_whole, written
 from lplgrad_backend.labeling import Labeling
 from lplgrad_backend.locks import Lease, elapsed
 from lplgrad_backend.logs import About
@@ -134,12 +134,10 @@ class Board:
         Raises:
             StoreError: the disk refuses.
         """
-        try:
+        with written(f"The shards of {self.name}", self._folder):
             self._folder.mkdir(exist_ok=True)
             write_whole(self._folder / PLAN, json.dumps(plan.model_dump(mode="json")).encode(), durable=False)
             write_whole(self._folder / WANTED, plan.attempt.encode(), durable=False)
-        except OSError as error:
-            raise StoreError(f"The shards of {self.name} cannot be written below MODEL_DIR: {error}") from error
 
     def plan(self) -> Plan | None:
         """What was published; None when the round is over."""
@@ -179,7 +177,8 @@ class Board:
             write_whole(self.file(plan, shard), content, durable=False)
         except OSError as error:
             if self.is_open:
-                raise StoreError(f"Shard {shard} of {self.name} cannot be written below MODEL_DIR: {error}") from error
+                said = f"Shard {shard} of {self.name} cannot be written below MODEL_DIR, in {self._folder}: {refusal(error)}"
+                raise StoreError(said) from error
 
     def is_done(self, plan: Plan, shard: int) -> bool:
         """Whether somebody has left what was found of a shard."""

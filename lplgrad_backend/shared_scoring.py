@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 
 from lplgrad_backend.errors import ImageError, ImageUnreadable, StoreError
+from lplgrad_backend.files import written
 from lplgrad_backend.frozen_features import FrozenFeatures, Seen
 from lplgrad_backend.images import Images
 from lplgrad_backend.locks import open_redis
@@ -70,7 +71,8 @@ class Sharing:
     def see(self, frozen: FrozenFeatures, network: Network, tasks: Tasks, done: Told) -> Seen:
         """What `frozen`, which looks with `network`, sees of the images. Its weights are left in the folder, if none are."""
         if not (self.folder / WEIGHTS).exists():
-            safetensors.torch.save_file(network.state_dict(), self.folder / WEIGHTS)
+            with written("The network of a round", self.folder):
+                safetensors.torch.save_file(network.state_dict(), self.folder / WEIGHTS)
         plan = self._plan(network, tasks, BATCH, (), 1.0)
         parts = self._gather(plan, frozen.see, lambda plan, shard, file: frozen.see(plan.part(shard)), done)
         return Seen.joined(parts, plan.size)

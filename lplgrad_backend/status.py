@@ -15,8 +15,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lplgrad_backend.errors import StoreError
-from lplgrad_backend.files import write_whole
+from lplgrad_backend.files import write_whole, written
 from lplgrad_backend.locks import FileLocks, Hold, Locks
 
 UNREADABLE_KEPT = 200
@@ -184,11 +183,9 @@ class StatusFolder:
 
     def _write(self, project: int, name: str, content: str) -> None:
         file = self._file(project, name)
-        try:
+        with written(f"{name} of project {project}", self.folder):
             file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file, content.encode(), durable=False)  # a lost hint or status costs a look, not data
-        except OSError as error:
-            raise StoreError(f"{name} of project {project} cannot be written below MODEL_DIR: {error}") from error
 
 
 def now() -> datetime:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lplgrad_backend.errors import StoreError, VersionDamaged, VersionNotFound
-from lplgrad_backend.files import is_leftover, remove_folder, remove_leftovers, whole_folder
+from lplgrad_backend.files import is_leftover, remove_folder, remove_leftovers, whole_folder, written
 from lplgrad_backend.labeling import Labeling
 from lplgrad_backend.scratch import left_scratch, remove_scratch
 
@@ -259,15 +259,13 @@ class Store:
             StoreError: the version exists, or the disk refuses.
         """
         target = self.project_folder(draft["project"]) / draft["version"]
-        try:
-            with whole_folder(target) as folder:
-                shutil.copyfile(weights, folder / WEIGHTS)
-                (folder / ANNOTATIONS).write_text(json.dumps(dict(digests)))
-                write_scores(scores, folder / SCORES)
-                manifest = Manifest(**draft, files={file.name: _sha256(file) for file in folder.iterdir()})
-                (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1))
-        except OSError as error:
-            raise StoreError(f"Version {target.name} of project {draft['project']} cannot be saved: {error}") from error
+        what = f"Version {target.name} of project {draft['project']}"
+        with written(what, self.folder), whole_folder(target) as folder:
+            shutil.copyfile(weights, folder / WEIGHTS)
+            (folder / ANNOTATIONS).write_text(json.dumps(dict(digests)))
+            _write_arrays(scores, folder / SCORES)
+            manifest = Manifest(**draft, files={file.name: _sha256(file) for file in folder.iterdir()})
+            (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1))
         return manifest
 
     def delete(self, project: int, version: str) -> None:
@@ -330,12 +328,18 @@ def read_scores(file: Path) -> PoolScores:
 
 
 def write_scores(scores: PoolScores, file: Path) -> None:
-    """Write scores as safetensors."""
-    safetensors.numpy.save_file(_arrays(scores), file)
+    """Write scores as safetensors.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    with written("What a round has scored", file.parent):
+        _write_arrays(scores, file)
 
 
-def _arrays(scores: PoolScores) -> dict[str, NDArray[Any]]:
-    return {name: np.ascontiguousarray(getattr(scores, name)) for name in PoolScores.__dataclass_fields__}
+def _write_arrays(scores: PoolScores, file: Path) -> None:
+    arrays = {name: np.ascontiguousarray(getattr(scores, name)) for name in PoolScores.__dataclass_fields__}
+    safetensors.numpy.save_file(arrays, file)
 
 
 def _read_arrays(file: Path) -> dict[str, NDArray[Any]]:

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from lplgrad_backend.errors import TrainingError
+from lplgrad_backend.files import written
 from lplgrad_backend.lplgrad.network import Architecture, Network
 from lplgrad_backend.lplgrad.recipe import Recipe, recipe_from_plain
 from lplgrad_backend.lplgrad.training import EpochRecord, freeze
@@ -103,9 +104,10 @@ def fit_together(
         device=device.type,
         threads=share,
     )
-    (folder / TASK).write_text(task.model_dump_json())
     tensors = {NETWORK + name: value for name, value in network.state_dict().items()}
-    safetensors.torch.save_file({**tensors, DATA + "images": images, DATA + "targets": targets}, folder / START)
+    with written("What several processes train from", folder):
+        (folder / TASK).write_text(task.model_dump_json())
+        safetensors.torch.save_file({**tensors, DATA + "images": images, DATA + "targets": targets}, folder / START)
     yield from _listen(folder, processes, share)
     network.load_state_dict(safetensors.torch.load_file(folder / TRAINED))
     freeze(network, recipe.trained)

@@ -24,6 +24,7 @@ import torch
 from lplgrad_backend.cold_order import order_cold
 from lplgrad_backend.errors import LPLGradError, NotLearnable
 from lplgrad_backend.examination import Confidence, confidence, find_suspects, named_classes, opinion
+from lplgrad_backend.files import written
 from lplgrad_backend.frozen_features import FrozenFeatures
 from lplgrad_backend.images import Images
 from lplgrad_backend.latecomers import insert
@@ -114,7 +115,8 @@ def run(order: Order, folder: Path, settings: Settings) -> Outcome:
     if isinstance(labelled.images, Looked):
         unseen = cross_fit(network, labelled.images, labelled.targets, recipe, seed=settings.seed, device=device)
     metrics = _train(network, labelled, recipe, settings, folder, report)
-    safetensors.torch.save_file(network.state_dict(), folder / WEIGHTS)
+    with written("What a round has trained", folder):
+        safetensors.torch.save_file(network.state_dict(), folder / WEIGHTS)
     trained_seconds = time.monotonic() - started
     held_out = sight.labelled(order.held_out)
     said = opinion(network, held_out.images, held_out.targets)
@@ -323,7 +325,8 @@ def main() -> None:
     try:
         outcome = run(order, folder, settings)
         if folder.is_dir():  # it is gone where the round was another's and is over
-            (folder / OUTCOME).write_text(outcome.model_dump_json())
+            with written("What a round has found", folder):
+                (folder / OUTCOME).write_text(outcome.model_dump_json())
     except NotLearnable as error:
         say(Failure(kind="not learnable", failure=str(error)).model_dump())
     except LPLGradError as error:
