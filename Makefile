@@ -9,11 +9,11 @@ BIN := .venv/bin
 INSTALL := install --quiet --disable-pip-version-check
 LABEL_STUDIO_REQUIREMENTS := lplgrad_backend/demo/label-studio-requirements.txt
 
-.PHONY: help run demo test check fuzz benchmark chaos screenshots clean
+.PHONY: help run demo test check fuzz benchmark chaos screenshots docker-test clean
 .DELETE_ON_ERROR:
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: .venv/runtime ## The backend on port 9090 (PORT=...), for the Label Studio that .env names
 	$(BIN)/python -m lplgrad_backend serve --port $(PORT)
@@ -43,6 +43,9 @@ chaos: .venv/development ## 200 kills at random moments of rounds, and whether a
 
 screenshots: .venv/development .label-studio/installed ## The pictures of the README, taken anew; needs Chromium
 	PYTHONPATH=. $(BIN)/python tests/screenshots.py
+
+docker-test: .venv/development ## The containers of docker/ built, run, stopped and killed; takes half an hour (DOCKER_TEST=--help)
+	PYTHONPATH=.:tests/e2e $(BIN)/python tests/docker_loop.py $(DOCKER_TEST)
 
 clean: ## Removes the virtual environments, the demo's data and all caches; keeps lplgrad-data, where the models are
 	rm -rf .venv .label-studio .pytest_cache .mypy_cache .ruff_cache .hypothesis
