@@ -169,7 +169,9 @@ def stop_in_mid_round(stack: Stack, project: DigitsProject) -> None:
 
 def scale(folder: Path, options: Options) -> None:
     files = ["docker-compose.yml", "docker-compose.scale.yml"]
-    with brought_up(folder, files, options.images, "--scale", "worker=2") as stack:
+    # no shards, or an idle worker would rightly score a part of the other's pool
+    lines = {**options.images, "LPLGRAD_SHARD_SIZE": "2000"}
+    with brought_up(folder, files, lines, "--scale", "worker=2") as stack:
         seen: set[str] = set()
 
         def alone() -> list[str]:
