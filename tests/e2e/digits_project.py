@@ -16,6 +16,7 @@ from lplgrad_backend.status import ProjectStatus, StatusFolder
 from lplgrad_backend.store import VERSION_NAME, Manifest, Store
 
 SECONDS_PER_ROUND = 240.0
+PAGE = 200  # a thousand tasks with all their fields are more than Label Studio can ask SQLite for at once
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,13 @@ class DigitsProject:
 
     def tasks(self) -> list[dict[str, Any]]:
         """Every task with its annotations and predictions."""
-        listed = self.person.call("GET", f"/api/tasks?project={self.number}&fields=all&page_size=1000")
-        return list(listed["tasks"])
+        found: list[dict[str, Any]] = []
+        while True:
+            page = f"fields=all&page_size={PAGE}&page={len(found) // PAGE + 1}"
+            listed = self.person.call("GET", f"/api/tasks?project={self.number}&{page}")
+            found += listed["tasks"]
+            if len(found) >= listed["total"]:
+                return found
 
     def unlabelled(self) -> set[int]:
         return {task["id"] for task in self.tasks() if task["total_annotations"] == 0}
