@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,9 +56,9 @@ def rounds(
     """Rounds with `count` kills in all, after `calm` ones without any. Each ends settled, or this raises AssertionError."""
     random = np.random.default_rng(seed)
     for _ in range(calm):
-        yield _round(stage, [], random, told)
+        yield one_round(stage, [], random, told)
     while count > 0:
-        done = _round(stage, plan(random)[:count], random, told)
+        done = one_round(stage, plan(random)[:count], random, told)
         count -= len(done.kills)
         yield done
 
@@ -72,9 +72,13 @@ def plan(random: np.random.Generator) -> list[tuple[str, str]]:
     ]
 
 
-def _round(
-    stage: ChaosStage, wanted: list[tuple[str, str]], random: np.random.Generator, told: Callable[[Kill], object]
+def one_round(
+    stage: ChaosStage,
+    wanted: Sequence[tuple[str, str]],
+    random: np.random.Generator,
+    told: Callable[[Kill], object] = lambda kill: None,
 ) -> Round:
+    """Labels that make a round due, and a kill of each (phase, victim) that is wanted and comes. Ends settled."""
     kills = []
     stage.label()
     last = time.monotonic()
