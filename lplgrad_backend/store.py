@@ -27,6 +27,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lplgrad_backend.checkpoints import CHECKPOINT, is_damaged
 from lplgrad_backend.errors import StoreError, VersionDamaged, VersionNotFound
 from lplgrad_backend.files import is_leftover, remove_folder, remove_leftovers, whole_folder, written
 from lplgrad_backend.labeling import Labeling
@@ -180,6 +181,10 @@ class Store:
         """Where rounds leave their results until they are saved, in folders called <project>-…"""
         return self.folder / "scratch"
 
+    def checkpoint_path(self, project: int) -> Path:
+        """Where a round's training keeps how far it is, until the round's version is saved."""
+        return self.project_folder(project) / CHECKPOINT
+
     def projects(self) -> list[int]:
         """Ids of the projects that have a folder, ascending."""
         if not self.folder.is_dir():
@@ -266,6 +271,7 @@ class Store:
             _write_arrays(scores, folder / SCORES)
             manifest = Manifest(**draft, files={file.name: _sha256(file) for file in folder.iterdir()})
             (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1))
+        self.checkpoint_path(manifest.project).unlink(missing_ok=True)  # the round is over
         return manifest
 
     def delete(self, project: int, version: str) -> None:
@@ -283,6 +289,8 @@ class Store:
         """What is wrong with the versions on disk, one sentence each; reads every file once."""
         found = [f"scratch/{name} was left by an interrupted round." for name in left_scratch(self.scratch_folder)]
         for project in self.projects():
+            if is_damaged(self.checkpoint_path(project)):
+                found.append(f"Project {project}: its checkpoint is damaged; the next round begins without it.")
             for path in sorted(self.project_folder(project).iterdir()):
                 if path.name.endswith(".tmp") and is_leftover(path):
                     found.append(f"Project {project}: {path.name} was left by an interrupted writer.")

@@ -41,6 +41,7 @@ from lplgrad_backend.lplgrad.training import EpochRecord, fit
 from lplgrad_backend.memory import in_batches, is_out_of_memory, memory_warning, scoring_batch
 from lplgrad_backend.preparation import device_of, start_of, typical_side
 from lplgrad_backend.processors import usable_processors
+from lplgrad_backend.resumption import Resumption, key_of
 from lplgrad_backend.rounds import OUTCOME, SCORES, WEIGHTS, Failure, Order, Outcome, Progress, Shards, receive
 from lplgrad_backend.scoring import (
     Readable,
@@ -114,7 +115,9 @@ def run(order: Order, folder: Path, settings: Settings) -> Outcome:
     unseen = None
     if isinstance(labelled.images, Looked):
         unseen = cross_fit(network, labelled.images, labelled.targets, recipe, seed=settings.seed, device=device)
-    metrics = _train(network, labelled, recipe, settings, folder, report)
+    metrics = _train(
+        network, labelled, recipe, settings, folder, report, Store(settings.model_dir).checkpoint_path(order.project)
+    )
     with written("What a round has trained", folder):
         safetensors.torch.save_file(network.state_dict(), folder / WEIGHTS)
     trained_seconds = time.monotonic() - started
@@ -176,12 +179,18 @@ def check_classes(labelled: Labelled, asked: int) -> None:
 
 
 def _train(
-    network: Network, labelled: Labelled, recipe: Recipe, settings: Settings, folder: Path, report: Reporter
+    network: Network,
+    labelled: Labelled,
+    recipe: Recipe,
+    settings: Settings,
+    folder: Path,
+    report: Reporter,
+    checkpoint: Path,
 ) -> dict[str, float]:
     device = device_of(settings)
     processes = processes_for(settings, device, recipe)
     metrics: dict[str, float] = {"images": len(labelled.targets), "processes": processes}
-    for record in _records(network, labelled, recipe, settings, device, folder, processes):
+    for record in _records(network, labelled, recipe, settings, device, folder, processes, checkpoint):
         report(Phase.TRAINING, record.epoch, record.epochs)
         metrics |= {
             "epochs": record.epoch,
@@ -200,10 +209,12 @@ def _records(
     device: torch.device,
     folder: Path,
     processes: int,
+    checkpoint: Path,
 ) -> Iterator[EpochRecord]:
     images, targets, seed = labelled.images, labelled.targets, settings.seed
     if processes == 1 or isinstance(images, Looked):
-        yield from fit(network, images, targets, recipe, seed=seed, device=device)
+        memory = Resumption(checkpoint, key_of(network, labelled.examples, targets, recipe, seed, device))
+        yield from fit(network, images, targets, recipe, seed=seed, device=device, memory=memory)
         return
     with tempfile.TemporaryDirectory(dir=folder) as shared:
         yield from fit_together(

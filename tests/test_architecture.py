@@ -17,6 +17,7 @@ FLOORS = (
     ("lplgrad",),
     (
         "files",
+        "checkpoints",
         "settings",
         "labeling",
         "locks",
@@ -49,6 +50,7 @@ FLOORS = (
         "shared_scoring",
         "sight",
         "together",
+        "resumption",
         "rank",
         "launcher",
         "trainer",

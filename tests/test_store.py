@@ -8,6 +8,7 @@ import pytest
 import safetensors.numpy
 from versions import LABELING, pool_scores, save_version
 
+from lplgrad_backend.checkpoints import write_checkpoint
 from lplgrad_backend.errors import StoreError, VersionDamaged, VersionNotFound
 from lplgrad_backend.store import SCORES, WEIGHTS, Store, for_classes, read_scores, version_number
 
@@ -109,6 +110,16 @@ def test_a_manifest_names_files_of_its_own_folder_alone(store: Store, name: str)
 def test_a_missing_version_is_named(store: Store) -> None:
     with pytest.raises(VersionNotFound, match="Project 3 has no version v4"):
         store.scores(3, "v4")
+
+
+def test_a_checkpoint_ends_with_its_round_and_a_damaged_one_is_reported(store: Store) -> None:
+    save_version(store, 7, "v1")
+    write_checkpoint(store.checkpoint_path(7), "key", (1, 2), {"a": np.zeros(3)})
+    assert store.check() == []
+    store.checkpoint_path(7).write_bytes(store.checkpoint_path(7).read_bytes()[:-1])
+    assert store.check() == ["Project 7: its checkpoint is damaged; the next round begins without it."]
+    save_version(store, 7, "v2")
+    assert not store.checkpoint_path(7).exists()
 
 
 def test_leftovers_are_reported_and_tidied(store: Store) -> None:

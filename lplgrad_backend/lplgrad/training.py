@@ -9,6 +9,7 @@ batch has no partner). After `cut_after` of the training the second term no long
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
@@ -25,6 +26,7 @@ from lplgrad_backend.lplgrad.batches import augment, draw, expected_draws
 from lplgrad_backend.lplgrad.network import Looked, Network
 from lplgrad_backend.lplgrad.objective import agreement, full, main_loss, ranking_loss
 from lplgrad_backend.lplgrad.recipe import Recipe, rate_factor
+from lplgrad_backend.lplgrad.standing import NO_MEMORY, Memory, Standing, restore, tensors_of
 from lplgrad_backend.lplgrad.team import ALONE, Team
 
 
@@ -49,6 +51,7 @@ def fit(
     seed: int,
     device: torch.device,
     team: Team = ALONE,
+    memory: Memory = NO_MEMORY,
 ) -> Iterator[EpochRecord]:
     """Train `network` in place and yield a record per epoch; abandon the iterator to stop. It ends in eval mode, with those
     parameters frozen that the recipe does not train. It starts from the weights that it has: a new network's are a fresh
@@ -59,6 +62,8 @@ def fit(
         targets: [N, C] in [0, 1].
         seed: of everything random here.
         team: who trains this network; all with the same arguments, and images that are pixels.
+        memory: keeps where the training stands; from what it recalls of one with the same arguments this one goes on, and
+            ends as that would have.
 
     Raises:
         TrainingError: no images, or the loss is not finite.
@@ -69,7 +74,7 @@ def fit(
     source = _source(network, images, recipe, team)
     random = torch.Generator().manual_seed(seed)
     try:
-        yield from _epochs(network, source, targets, recipe, random, device, team.rank)
+        yield from _epochs(network, source, targets, recipe, random, device, team.rank, memory)
         source.settle(network, targets, random, device)
     finally:
         network.eval()
@@ -161,12 +166,14 @@ def _epochs(
     random: torch.Generator,
     device: torch.device,
     rank: int,
+    memory: Memory,
 ) -> Iterator[EpochRecord]:
     expected = expected_draws(targets, recipe.balanced and not network.architecture.multiple)
     batches = len(draw(expected, recipe.batch, torch.Generator()))
     epochs = max(recipe.epochs, math.ceil(recipe.steps / batches))
     step = _Step(network, source.parameters(network), recipe, epochs * batches)
-    for epoch in range(1, epochs + 1):
+    done = step.go_on(memory.recall(), random)
+    for epoch in range(done + 1, epochs + 1):
         started = time.perf_counter()
         sums, drawn = torch.zeros(3, dtype=torch.float64), 0
         with _own_randomness(device, random, rank):
@@ -179,6 +186,8 @@ def _epochs(
         yield EpochRecord(epoch, epochs, loss, ranking, right, time.perf_counter() - started)
         if loss < recipe.enough and epoch >= recipe.epochs:
             return
+        if epoch < epochs:
+            memory.keep(functools.partial(step.standing, epoch, random))
 
 
 @contextmanager
@@ -199,6 +208,18 @@ class _Step:
         self._optimiser = _optimiser(parameters, recipe)
         self.mixed = parameters[0].is_cuda
         self._scaler = torch.amp.GradScaler(enabled=self.mixed)
+
+    def standing(self, epoch: int, random: torch.Generator) -> Standing:
+        """Where the training stands after an epoch."""
+        return Standing(epoch, self._done, tensors_of(self._network, self._optimiser, self._scaler, random))
+
+    def go_on(self, standing: Standing | None, random: torch.Generator) -> int:
+        """Take up where another stood; gives the epochs that are done."""
+        if standing is None:
+            return 0
+        restore(standing.tensors, self._network, self._optimiser, self._scaler, random)
+        self._done = standing.steps
+        return standing.epoch
 
     def take(self, looked: Looked, targets: Tensor) -> Tensor:
         """Main loss, ranking loss and accuracy of the batch [3]."""

@@ -1,0 +1,86 @@
+"""Where a training stands after an epoch, so that another process goes on from there as if it had been this one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+NETWORK, OPTIMISER, RANDOM, SCALE = "network.", "optimiser.", "random", "scale"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """After `epoch` epochs and `steps` steps.
+
+    Attributes:
+        tensors: on the processor: the network's state, the optimiser's, that of the random generator, and how losses are
+            scaled in mixed precision.
+    """
+
+    epoch: int
+    steps: int
+    tensors: Mapping[str, Tensor]
+
+
+class Memory(Protocol):
+    """Keeps a training's standing; how often is its own affair."""
+
+    def recall(self) -> Standing | None:
+        """Where to go on from; None: from the beginning."""
+
+    def keep(self, standing: Callable[[], Standing]) -> None:
+        """Is told after each epoch but the last."""
+
+
+class NoMemory:
+    """Every training begins at the beginning."""
+
+    def recall(self) -> Standing | None:
+        """See `Memory`."""
+        return None
+
+    def keep(self, standing: Callable[[], Standing]) -> None:
+        """See `Memory`."""
+
+
+NO_MEMORY = NoMemory()
+
+
+def tensors_of(
+    network: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler, random: torch.Generator
+) -> dict[str, Tensor]:
+    """For `Standing`. They share no memory with the training."""
+    found = {NETWORK + name: value for name, value in network.state_dict().items()}
+    for number, state in optimiser.state_dict()["state"].items():
+        found |= {f"{OPTIMISER}{number}.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
+    found[RANDOM] = random.get_state()
+    if scaler.is_enabled():
+        scaled = scaler.state_dict()
+        found[SCALE] = torch.tensor([scaled["scale"], scaled["_growth_tracker"]], dtype=torch.float64)
+    return {name: value.detach().cpu().clone() for name, value in found.items()}
+
+
+def restore(
+    tensors: Mapping[str, Tensor],
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    random: torch.Generator,
+) -> None:
+    """Bring all of them to where `tensors_of` found them."""
+    state = {name.removeprefix(NETWORK): value for name, value in tensors.items() if name.startswith(NETWORK)}
+    network.load_state_dict(state)
+    moved: dict[int, dict[str, Tensor]] = {}
+    for name in (one for one in tensors if one.startswith(OPTIMISER)):
+        number, _, key = name.removeprefix(OPTIMISER).partition(".")
+        moved.setdefault(int(number), {})[key] = tensors[name].clone()
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": moved})
+    random.set_state(tensors[RANDOM])
+    if scaler.is_enabled():
+        scale, tracker = tensors[SCALE].tolist()
+        known: dict[str, Any] = scaler.state_dict()
+        scaler.load_state_dict({**known, "scale": scale, "_growth_tracker": int(tracker)})
