@@ -16,6 +16,7 @@ from lplgrad_backend.frozen_features import FrozenFeatures
 from lplgrad_backend.images import Images
 from lplgrad_backend.lplgrad.cold_start import cold_queue, simple_features
 from lplgrad_backend.lplgrad.training import look_at
+from lplgrad_backend.memory import scoring_batch
 from lplgrad_backend.preparation import Start, device_of, start_of, typical_side
 from lplgrad_backend.rounds import SCORES, Order, Outcome
 from lplgrad_backend.scoring import Measured, Readable, as_batch, in_queue, pool_scores
@@ -49,7 +50,7 @@ def order_cold(
     classes = order.labeling.classes
     start = start_of(settings, longest, len(classes), order.labeling.multiple, len(order.examples), device)
     tasks = sorted((entry.task, entry.uri) for entry in order.pool)
-    look = sight_of(start, images, device, sharing)
+    look = sight_of(start, images, device, sharing, scoring_batch(order.share))
     pool = look(tasks, lambda done: report(Phase.SCORING, done, len(tasks)))
     if not len(pool.features):
         raise NotLearnable(f"None of the {len(tasks)} unlabelled images can be read, so they stand in no order.")
@@ -81,25 +82,28 @@ Look = Callable[[Sequence[tuple[int, str]], Callable[[int], None]], Compared]
 """(task id, address) pairs, and who is told how many are done -> by what they are compared."""
 
 
-def sight_of(start: Start, images: Images, device: torch.device, sharing: Sharing | None = None) -> Look:
-    """Features of pretrained weights, which the first round finds kept; where there are none, colours and edges."""
+def sight_of(
+    start: Start, images: Images, device: torch.device, sharing: Sharing | None = None, batch: int = BATCH
+) -> Look:
+    """Features of pretrained weights, which the first round finds kept; where there are none, colours and edges. `batch`:
+    images that go through a network at once."""
     if start.pretrained and start.network.head_is_linear:
         network = start.network.to(device)
-        frozen = FrozenFeatures(network, images)
+        frozen = FrozenFeatures(network, images, batch)
 
         def kept(tasks: Sequence[tuple[int, str]], done: Callable[[int], None]) -> Compared:
             seen = frozen.see(tasks, done) if sharing is None else sharing.see(frozen, network, tasks, done)
             return Compared(seen.looked.features.cpu(), seen.used, seen.unreadable)
 
         return kept
-    return partial(_anew, _features(start, device), images, start.network.architecture.side)
+    return partial(_anew, _features(start, device, batch), images, start.network.architecture.side)
 
 
-def _features(start: Start, device: torch.device) -> Callable[[Tensor], Tensor]:
+def _features(start: Start, device: torch.device, batch: int) -> Callable[[Tensor], Tensor]:
     if not start.pretrained:
         return simple_features
     network = start.network.to(device)
-    return lambda pixels: look_at(network, pixels).features.float().cpu()
+    return lambda pixels: look_at(network, pixels, batch).features.float().cpu()
 
 
 def _basis(start: Start) -> str:

@@ -61,11 +61,12 @@ class FrozenFeatures:
 
     Args:
         network: on the device that it is to run on.
+        batch: how many images go through it at once.
     """
 
-    def __init__(self, network: Network, images: Images) -> None:
+    def __init__(self, network: Network, images: Images, batch: int = BATCH) -> None:
         assert isinstance(network.head, nn.Linear)
-        self._network, self._images = network, images
+        self._network, self._images, self._batch = network, images, batch
         self._widths = [network.head.in_features, *(level.channels for level in network.levels)]
         self._name = frozen_digest(network)
 
@@ -101,7 +102,7 @@ class FrozenFeatures:
             return []
         loaded = list(self._images.load_many(tasks, self._network.architecture.side))
         pixels = [one for one in loaded if not isinstance(one, ImageError)]
-        rows = iter(_rows(look_at(self._network, as_batch(pixels))) if pixels else [])
+        rows = iter(_rows(look_at(self._network, as_batch(pixels), self._batch)) if pixels else [])
         found = [one if isinstance(one, ImageError) else next(rows) for one in loaded]
         for (task, uri), one in zip(tasks, found, strict=True):
             if not isinstance(one, ImageError):

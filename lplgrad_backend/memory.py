@@ -9,7 +9,7 @@ import torch
 from lplgrad_backend.lplgrad.recipe import Recipe
 from lplgrad_backend.scoring import BATCH
 
-ALLOCATION_FAILED = ("can't allocate memory", "could not create a memory", "bad_alloc")
+ALLOCATION_FAILED = ("can't allocate memory", "could not create a memory", "bad_alloc", "can't start new thread")
 
 
 def in_batches(recipe: Recipe, share: int) -> Recipe:

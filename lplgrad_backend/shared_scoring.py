@@ -159,7 +159,7 @@ def _sight(plan: Plan, board: Board, settings: Settings, images: Images, batch: 
     freeze(network, plan.trained)
     network = network.to(device_of(settings)).eval()
     if plan.frozen:
-        frozen = FrozenFeatures(network, images)
+        frozen = FrozenFeatures(network, images, batch)
 
         def keep(tasks: Tasks) -> bytes:
             frozen.see(tasks)

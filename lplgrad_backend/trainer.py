@@ -107,7 +107,7 @@ def run(order: Order, folder: Path, settings: Settings) -> Outcome:
     start = start_of(settings, longest, len(labeling.classes), labeling.multiple, len(order.examples), device)
     network, recipe = start.network.to(device), in_batches(start.recipe, order.share)
     log.info("project %d: recipe %s", order.project, start.reason)
-    frozen = FrozenFeatures(network, images) if recipe.trained == "head" else None
+    frozen = FrozenFeatures(network, images, scoring_batch(order.share)) if recipe.trained == "head" else None
     sharing = _sharing(order, folder, settings, recipe.trained)
     sight = Sight(network, images, frozen, scoring_batch(order.share), sharing)
     labelled = sight.labelled(order.examples, lambda done: report(Phase.LOADING, done, len(order.examples)))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -362,3 +363,37 @@ def test_the_last_of_a_phase_is_always_reported(capsys: pytest.CaptureFixture[st
     lines = [Progress.model_validate_json(line) for line in capsys.readouterr().out.splitlines()]
     assert lines[-1] == Progress(phase=Phase.SCORING, done=1000, total=1000)
     assert len(lines) < 1000
+
+
+CRAMPED = """
+import resource
+from lplgrad_backend import trainer
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + {megabytes} * 2**20,) * 2)
+trainer.main()
+"""
+
+
+class TestLittleMemory:
+    """A real process that may take so much more than its libraries do, for images of which a batch takes a gigabyte."""
+
+    @pytest.fixture
+    def attempt(self, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Outcome]:
+        monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # or each thread's own heap would take the room of several images
+        backbone = torchvision.models.mobilenet_v3_small(weights=None, width_mult=0.25)
+        torch.save(backbone.state_dict(), tmp_path / "weights.pth")
+        settings = site.settings(tmp_path, LPLGRAD_IMAGE_SIZE="768", LPLGRAD_WEIGHTS=str(tmp_path / "weights.pth"))
+        (tmp_path / "round").mkdir()
+
+        def attempt(megabytes: int) -> Outcome:
+            command = [sys.executable, "-c", CRAMPED.format(megabytes=megabytes)]
+            return run_round(site.order(), tmp_path / "round", settings, lambda said: None, threading.Event(), command)
+
+        return attempt
+
+    def test_smaller_batches_fit(self, attempt: Callable[[int], Outcome]) -> None:
+        assert re.search(r"batches are [248] times smaller than usual", " ".join(attempt(800).warnings))
+
+    def test_of_the_smallest_it_is_a_sentence(self, attempt: Callable[[int], Outcome]) -> None:
+        with pytest.raises(TrainingError, match=r"8 times smaller.*Set a smaller LPLGRAD_IMAGE_SIZE"):
+            attempt(200)
