@@ -1,9 +1,10 @@
 """What people wait for: webhooks and health while a round trains, the reordered queue, memory over many predictions.
 
-    make benchmark, or: .venv/bin/python -m benchmarks.loop [--digits 1000]
+    make benchmark, or: .venv/bin/python -m benchmarks.loop [--digits 1000] [--minutes 5]
 
 Runs the demo's Label Studio and backend as processes, labels digits through the task stream until a round is due, and
-asks the backend all the while. Writes loop.md and loop.json beside itself.
+asks the backend all the while. With --minutes rounds follow each other until webhooks have come for so long while one
+trained or scored. Writes loop.md and loop.json beside itself.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class Caller(threading.Thread):
         self.ended = threading.Event()
 
     def run(self) -> None:
-        while not self.ended.wait(self._every):
+        due = time.monotonic()
+        while not self.ended.wait(max(0.0, due - time.monotonic())):
+            due = max(due + self._every, time.monotonic() - 1.0)  # catches up, but not with more than a second's calls
             if not self._wanted():
                 continue
             try:
@@ -78,7 +81,7 @@ def label_until_reordered(stage: Stage) -> tuple[float, str]:
     return time.monotonic() - due, str(version)
 
 
-def measure_loop(stage: Stage, rounds: int) -> dict[str, Any]:
+def measure_loop(stage: Stage, rounds: int, minutes: float) -> dict[str, Any]:
     status = StatusFolder(stage.settings.model_dir)
 
     def training() -> bool:
@@ -99,8 +102,8 @@ def measure_loop(stage: Stage, rounds: int) -> dict[str, Any]:
     ]
     for caller in callers:
         caller.start()
-    found = []
-    for _ in range(rounds):
+    found: list[dict[str, Any]] = []
+    while len(found) < rounds or len(callers[0].taken) < 60 * minutes * WEBHOOKS_PER_SECOND:
         seconds, version = label_until_reordered(stage)
         found.append({"version": version, "seconds": round(seconds, 1), "accuracy": round(stage.accuracy(), 3)})
     for caller in callers:
@@ -197,13 +200,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--digits", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=0.0)
     options = parser.parse_args()
     settings = read_settings({"LPLGRAD_SWEEP_SECONDS": "600"}, None)
     with (
         tempfile.TemporaryDirectory() as folder,
         build_stage(settings, digits_in(Path(folder), options.digits), PYTHON, Path(folder), 0, 0) as stage,
     ):
-        results = measure_loop(stage, options.rounds) | {"memory": measure_memory(stage)}
+        results = measure_loop(stage, options.rounds, options.minutes) | {"memory": measure_memory(stage)}
     results |= {"machine": machine(), "digits": options.digits, "updates_per_round": settings.updates_per_round}
     (HERE / "loop.json").write_text(json.dumps(results, indent=1) + "\n")
     (HERE / "loop.md").write_text(as_markdown(results))

@@ -23,7 +23,7 @@ from lplgrad_backend.lplgrad.network import Architecture, Network
 from lplgrad_backend.lplgrad.recipe import FROM_SCRATCH, HEAD, PAPER, Recipe
 from lplgrad_backend.lplgrad.training import EpochRecord, fit, look_at
 from lplgrad_backend.memory import is_out_of_memory
-from lplgrad_backend.rounds import SCORES, Progress, run_round
+from lplgrad_backend.rounds import SCORES, Progress, RoundStopped, run_round
 from lplgrad_backend.settings import read_settings
 from lplgrad_backend.status import Phase
 from lplgrad_backend.store import read_scores
@@ -152,6 +152,24 @@ def test_a_round_whose_trainer_is_killed_is_begun_once_more_by_several_and_leave
     epochs = [progress.done for progress in heard if progress.phase is Phase.TRAINING]
     assert epochs[-1] == outcome.metrics["epochs"] and max(epochs) == epochs[-1]
     assert len([path for path in tmp_path.iterdir() if path.name.startswith("tmp")]) == 1, "of the one that was killed"
+    await_none(tmp_path)
+
+
+@pytest.mark.timeout(300)
+def test_a_round_by_several_that_is_stopped_leaves_no_process(
+    site: Site, weights: dict[str, str], tmp_path: Path
+) -> None:
+    several = {"LPLGRAD_PROCESSES": "2", "LPLGRAD_THREADS": "2", "LPLGRAD_PRESET": "finetune"}
+    stop, running = threading.Event(), list[list[str]]()
+
+    def hear(progress: Progress) -> None:
+        if progress.phase is Phase.TRAINING:
+            running.append(processes_of(tmp_path))
+            stop.set()
+
+    with pytest.raises(RoundStopped):
+        run_round(site.order(), tmp_path, site.settings(tmp_path, **several, **weights), hear, stop)
+    assert running[0]
     await_none(tmp_path)
 
 
