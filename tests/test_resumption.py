@@ -25,6 +25,8 @@ RECIPES = {
     name: replace(recipe, epochs=EPOCHS, steps=0, batch=4, enough=0.0)
     for name, recipe in {"scratch": FROM_SCRATCH, "paper": PAPER, "finetune": FINETUNE, "frozen": HEAD}.items()
 }
+# a rate so high that the last epoch is not the best one
+RECIPES["lowest"] = replace(RECIPES["scratch"], kept="lowest", rate=0.3)
 EXAMPLES = [Example(number, f"/{number}.png", ()) for number in range(9)]
 
 

@@ -251,6 +251,19 @@ def test_training_ends_when_the_loss_is_small_enough() -> None:
     assert (len(records), records[0].epochs) == (3, 100)
 
 
+def test_the_epoch_with_the_lowest_loss_is_kept_where_it_is_asked_for() -> None:
+    recipe = replace(FROM_SCRATCH, epochs=8, steps=0, batch=4, rate=0.3, settling=0, kept="lowest")
+    network, losses, states = new_network(), list[float](), list[dict[str, Tensor]]()
+    for record in fit(network, pictures(9), one_hot(9), recipe, seed=0, device=CPU):
+        losses.append(record.loss)
+        states.append(copy.deepcopy(network.state_dict()))
+    best = losses.index(min(losses))
+    assert best < len(losses) - 1, "the last epoch must not be the best one, or this tells nothing"
+    assert same(states[best], network.state_dict())
+    last = trained(replace(recipe, kept="last"))
+    assert same(states[-1], last.state_dict())
+
+
 @pytest.mark.parametrize("count", [1, 5])
 def test_a_loss_that_is_no_number_ends_the_run(count: int) -> None:
     network = new_network()

@@ -31,6 +31,8 @@ class Recipe:
         shift: pixels are shifted by up to this share of the side.
         flip: half of the images are mirrored.
         balanced: every class is drawn equally often. Without effect where images have several classes.
+        kept: which epoch's weights: those of the "last" one, or of the one with the "lowest" mean main loss, which needs no
+            label that is not trained on.
         settling: batches from which batch normalisation's averages are taken anew at the end (0: they stay as they
             are). Those of training lag tens of steps behind the weights; after a short run the network they make is
             another one than was trained: 10 digits, 15 % held-out accuracy with them and 35 % with new ones.
@@ -53,6 +55,7 @@ class Recipe:
     shift: float = 0.1
     flip: bool = False
     balanced: bool = True
+    kept: Literal["last", "lowest"] = "last"
     settling: int = 8
 
     def as_plain(self) -> dict[str, Any]:
@@ -73,8 +76,9 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {"frozen": HEAD, "finetune": FINETUNE, "scratch": FROM_SCRATCH, "paper": PAPER}
 )
 """By the name of their preset. `paper` is as published; in the others the loss-prediction module is trained beside the main
-model and never reaches into it, and the last epoch's weights are kept: the rate has fallen to nothing by then, so that there
-is no better epoch to look for, and no label is spent on looking."""
+model and never reaches into it, and the last epoch's weights are kept: the rate has fallen to nothing by then, or the loss
+is small enough to stop. What the epoch with the lowest loss would do is in benchmarks/recipes.md; no label is held out to
+look for another."""
 
 
 def choose(

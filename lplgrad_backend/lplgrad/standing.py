@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 NETWORK, OPTIMISER, RANDOM, SCALE = "network.", "optimiser.", "random", "scale"
+LOWEST, LOSS = "lowest.", "loss"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,34 @@ class NoMemory:
 
 
 NO_MEMORY = NoMemory()
+
+
+class Lowest:
+    """The weights of the epoch with the lowest loss, where they are wanted: `Recipe.kept`."""
+
+    def __init__(self, wanted: bool) -> None:
+        self._wanted, self._loss, self._state = wanted, math.inf, dict[str, Tensor]()
+
+    def see(self, loss: float, network: nn.Module) -> None:
+        """An epoch has ended."""
+        if self._wanted and loss < self._loss:
+            self._loss = loss
+            self._state = {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+    def restore(self, network: nn.Module) -> None:
+        """The training has ended."""
+        if self._state:
+            network.load_state_dict(self._state)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For `Standing`."""
+        found = {LOWEST + name: value.cpu() for name, value in self._state.items()}
+        return found | ({LOSS: torch.tensor(self._loss, dtype=torch.float64)} if found else {})
+
+    def recall(self, tensors: Mapping[str, Tensor]) -> None:
+        """What `tensors` gave."""
+        self._loss = float(tensors.get(LOSS, math.inf))
+        self._state = {name.removeprefix(LOWEST): value for name, value in tensors.items() if name.startswith(LOWEST)}
 
 
 def tensors_of(

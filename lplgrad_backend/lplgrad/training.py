@@ -26,7 +26,7 @@ from lplgrad_backend.lplgrad.batches import augment, draw, expected_draws
 from lplgrad_backend.lplgrad.network import Looked, Network
 from lplgrad_backend.lplgrad.objective import agreement, full, main_loss, ranking_loss
 from lplgrad_backend.lplgrad.recipe import Recipe, rate_factor
-from lplgrad_backend.lplgrad.standing import NO_MEMORY, Memory, Standing, restore, tensors_of
+from lplgrad_backend.lplgrad.standing import NO_MEMORY, Lowest, Memory, Standing, restore, tensors_of
 from lplgrad_backend.lplgrad.team import ALONE, Team
 
 
@@ -171,8 +171,11 @@ def _epochs(
     expected = expected_draws(targets, recipe.balanced and not network.architecture.multiple)
     batches = len(draw(expected, recipe.batch, torch.Generator()))
     epochs = max(recipe.epochs, math.ceil(recipe.steps / batches))
-    step = _Step(network, source.parameters(network), recipe, epochs * batches)
-    done = step.go_on(memory.recall(), random)
+    step, best = _Step(network, source.parameters(network), recipe, epochs * batches), Lowest(recipe.kept == "lowest")
+    standing = memory.recall()
+    done = step.go_on(standing, random)
+    if standing is not None:
+        best.recall(standing.tensors)
     for epoch in range(done + 1, epochs + 1):
         started = time.perf_counter()
         sums, drawn = torch.zeros(3, dtype=torch.float64), 0
@@ -183,11 +186,13 @@ def _epochs(
                 sums += step.take(looked, targets[chosen].to(device)) * len(chosen)
                 drawn += len(chosen)
         loss, ranking, right = (sums / drawn).tolist()
+        best.see(loss, network)
         yield EpochRecord(epoch, epochs, loss, ranking, right, time.perf_counter() - started)
         if loss < recipe.enough and epoch >= recipe.epochs:
-            return
+            break
         if epoch < epochs:
-            memory.keep(functools.partial(step.standing, epoch, random))
+            memory.keep(functools.partial(step.standing, epoch, random, best))
+    best.restore(network)
 
 
 @contextmanager
@@ -209,9 +214,10 @@ class _Step:
         self.mixed = parameters[0].is_cuda
         self._scaler = torch.amp.GradScaler(enabled=self.mixed)
 
-    def standing(self, epoch: int, random: torch.Generator) -> Standing:
+    def standing(self, epoch: int, random: torch.Generator, best: Lowest) -> Standing:
         """Where the training stands after an epoch."""
-        return Standing(epoch, self._done, tensors_of(self._network, self._optimiser, self._scaler, random))
+        tensors = tensors_of(self._network, self._optimiser, self._scaler, random)
+        return Standing(epoch, self._done, tensors | best.tensors())
 
     def go_on(self, standing: Standing | None, random: torch.Generator) -> int:
         """Take up where another stood; gives the epochs that are done."""
