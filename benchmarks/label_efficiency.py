@@ -160,7 +160,13 @@ def main() -> None:
             found[where] = finish(variant, wanted_runs(*wanted), known, asked)
             minutes = (time.monotonic() - began) / 60
             print(f"{minutes:.1f} min: {variant.name}, {variant.kind}: {len(found[where].runs)} runs", flush=True)
-            write_report(list(found.values()), HERE)
+            write_report(in_order(found), HERE)
+
+
+def in_order(found: Mapping[tuple[str, str], Finished]) -> list[Finished]:
+    """By setting and kind, in whatever order they were run."""
+    every = itertools.product((one.name for one in (*FROZEN, *SCRATCH)), KINDS)
+    return [found[where] for where in every if where in found]
 
 
 def _is_done(one: Finished | None, passes: Sequence[tuple[Sequence[str], int]]) -> bool:

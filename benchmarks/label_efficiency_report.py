@@ -17,6 +17,7 @@ from lplgrad_backend.simulation.report import explanation, picture, points, tabl
 from lplgrad_backend.simulation.statistics import Curves, Interval, against, curves, saving, saving_sentence
 
 OTHERS = ("random", "badge", "margin")
+SCRATCH = "from scratch"  # ends the names of variants without pretrained weights
 WANTED = {"random": 2.5, "badge": 1.0, "margin": 1.0}  # points of AULC
 INTRODUCTION = f"""# What strategies save
 
@@ -71,8 +72,17 @@ def _overview(found: Found) -> list[str]:
             "| variant | seeds | " + " | ".join(f"to {other}" for other in OTHERS) + " | labels saved against random |",
             "|" + "---|" * (len(OTHERS) + 3)]  # fmt: skip
     rows = [_row(*pair) for pair in found]
-    return [*head, *rows, f"| **all, mean** | | {' | '.join(points(overall(found, other)) for other in OTHERS)} | |", "",
-            *_targets(found)]  # fmt: skip
+    parts = {
+        "on frozen features": [pair for pair in found if not pair[0].name.endswith(SCRATCH)],
+        "from scratch": [pair for pair in found if pair[0].name.endswith(SCRATCH)],
+        "all": found,
+    }
+    means = [
+        f"| **{name}, mean** | | {' | '.join(points(overall(part, other)) for other in OTHERS)} | |"
+        for name, part in parts.items()
+        if part
+    ]
+    return [*head, *rows, *means, "", *_targets(found)]
 
 
 def _row(one: Finished, of: dict[str, Curves]) -> str:
