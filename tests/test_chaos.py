@@ -24,22 +24,31 @@ Call = Callable[[str, str, object, Mapping[str, str]], tuple[int, Any]]
 pytestmark = pytest.mark.timeout(400)
 
 PACE = 0.2  # seconds that Label Studio takes before and after each step, so that it can be met in each
-WANTED = (
-    ("reading", "worker"), ("training", "trainer"), ("scoring", "web"), ("saving", "worker"), ("pushing", "worker"),
-    ("pointing", "server"), ("deleting", "worker"),
-)  # fmt: skip
-ROUNDS = 5
+SURE = (
+    ("reading", "worker"),
+    ("loading", "trainer"),
+    ("pushing", "worker"),
+    ("pointing", "server"),
+    ("deleting", "worker"),
+)
+FLEETING = (
+    ("training", "trainer"),
+    ("saving", "worker"),
+)  # may be over when they are looked for, and the round with them
+ROUNDS = 4
 
 
 def test_a_kill_in_each_phase_of_a_round_loses_nothing(tmp_path: Path) -> None:
-    random, left, rounds = np.random.default_rng(0), list(WANTED), 0
+    random, left, rounds = np.random.default_rng(0), list(SURE), 0
     with chaos_stage(tmp_path, PACE) as stage:
         for _ in range(KEEP):  # the next round has a version to delete
             one_round(stage, (), random)
         while left and (rounds := rounds + 1) <= ROUNDS:
             done = [(kill.meant, kill.victim) for kill in one_round(stage, left, random).kills]
             left = [pair for pair in left if pair not in done]
-    assert len(left) <= 1, left  # saving and scoring take milliseconds, and may be over each time they are looked for
+        assert not left
+        for pair in FLEETING:
+            one_round(stage, [pair], random)
 
 
 class Weather:
