@@ -27,7 +27,6 @@ REMEDIES = {
     errno.EACCES: "the backend's user may not. Give that user the folder, or set MODEL_DIR to another one",
     errno.EPERM: "the backend's user may not. Give that user the folder, or set MODEL_DIR to another one",
 }
-AGAIN = "What was to be written is made anew at the next look."
 
 
 @contextlib.contextmanager
@@ -40,7 +39,7 @@ def written(what: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, safetensors.SafetensorError) as error:
-        raise StoreError(f"{what} cannot be written below MODEL_DIR, in {folder}: {refusal(error)}. {AGAIN}") from error
+        raise StoreError(f"{what} cannot be written below MODEL_DIR, in {folder}: {refusal(error)}.") from error
 
 
 def refusal(error: OSError | safetensors.SafetensorError) -> str:

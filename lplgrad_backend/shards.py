@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from redis import Redis, RedisError
 
 from lplgrad_backend.errors import StoreError
-from lplgrad_backend.files import refusal, write_whole, written
+from lplgrad_backend.files import write_whole, written
 from lplgrad_backend.labeling import Labeling
 from lplgrad_backend.locks import Lease, elapsed
 from lplgrad_backend.logs import About
@@ -174,11 +174,11 @@ class Board:
             StoreError: the disk refuses.
         """
         try:
-            write_whole(self.file(plan, shard), content, durable=False)
-        except OSError as error:
+            with written(f"Shard {shard} of {self.name}", self._folder):
+                write_whole(self.file(plan, shard), content, durable=False)
+        except StoreError:
             if self.is_open:
-                said = f"Shard {shard} of {self.name} cannot be written below MODEL_DIR, in {self._folder}: {refusal(error)}"
-                raise StoreError(said) from error
+                raise
 
     def is_done(self, plan: Plan, shard: int) -> bool:
         """Whether somebody has left what was found of a shard."""

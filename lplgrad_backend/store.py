@@ -11,6 +11,7 @@ is found by its sha256 and passed over in favour of the version before it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -27,7 +28,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lplgrad_backend.checkpoints import CHECKPOINT, is_damaged
+from lplgrad_backend.checkpoint_file import CHECKPOINT, is_damaged
 from lplgrad_backend.errors import StoreError, VersionDamaged, VersionNotFound
 from lplgrad_backend.files import is_leftover, remove_folder, remove_leftovers, whole_folder, written
 from lplgrad_backend.labeling import Labeling
@@ -271,7 +272,8 @@ class Store:
             _write_arrays(scores, folder / SCORES)
             manifest = Manifest(**draft, files={file.name: _sha256(file) for file in folder.iterdir()})
             (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1))
-        self.checkpoint_path(manifest.project).unlink(missing_ok=True)  # the round is over
+        with contextlib.suppress(OSError):  # the round is over; one that stays fits no other
+            self.checkpoint_path(manifest.project).unlink()
         return manifest
 
     def delete(self, project: int, version: str) -> None:

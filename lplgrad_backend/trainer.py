@@ -213,8 +213,8 @@ def _records(
 ) -> Iterator[EpochRecord]:
     images, targets, seed = labelled.images, labelled.targets, settings.seed
     if processes == 1 or isinstance(images, Looked):
-        memory = Resumption(checkpoint, key_of(network, labelled.examples, targets, recipe, seed, device))
-        yield from fit(network, images, targets, recipe, seed=seed, device=device, memory=memory)
+        keeper = Resumption(checkpoint, key_of(network, labelled.examples, targets, recipe, seed, device))
+        yield from fit(network, images, targets, recipe, seed=seed, device=device, keeper=keeper)
         return
     with tempfile.TemporaryDirectory(dir=folder) as shared:
         yield from fit_together(

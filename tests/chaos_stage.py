@@ -11,11 +11,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import requests
@@ -23,7 +22,7 @@ from fake_label_studio import Asked, FakeLabelStudio
 from learner_stage import CONFIG, choice
 from PIL import Image
 
-from lplgrad_backend.demo.process import free_port
+from lplgrad_backend.demo.process import DemoError, Found, free_port, wait_for
 from lplgrad_backend.image_cache import ImageCache
 from lplgrad_backend.settings import Settings, read_settings
 from lplgrad_backend.status import ProjectStatus, StatusFolder
@@ -51,7 +50,6 @@ STEPS = {
     r"DELETE /api/projects/\d+/model-versions": "deleting",
 }
 ROLES = {"lplgrad_backend.trainer": "trainer", "lplgrad_backend.worker": "worker", "serve": "web"}
-Found = TypeVar("Found")
 
 
 class SlowLabelStudio(FakeLabelStudio):
@@ -278,12 +276,10 @@ class ChaosStage:
         self, condition: Callable[[], Found | None], what: str, why: Callable[[], object] = lambda: "", every: float = 0.05
     ) -> Found:  # fmt: skip
         """What the condition gave, as soon as that is true."""
-        deadline = time.monotonic() + PATIENCE
-        while not (found := condition()):
-            if time.monotonic() > deadline:
-                raise AssertionError(f"Waited in vain for {what}: {why()}\n{self.status!r}\n{self.last_words()}")
-            time.sleep(every)
-        return found
+        try:
+            return wait_for(condition, what, seconds=PATIENCE, every=every)
+        except DemoError as error:
+            raise AssertionError(f"{error} {why()}\n{self.status!r}\n{self.last_words()}") from error
 
     def last_words(self, lines: int = 40) -> str:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])

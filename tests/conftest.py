@@ -14,6 +14,7 @@ import torch
 from lplgrad_backend.demo.dataset import Digits, write_digits
 from lplgrad_backend.demo.person import Person
 from lplgrad_backend.demo.server import LabelStudioServer
+from lplgrad_backend.logs import about
 
 # A property holds however busy the machine is.
 hypothesis.settings.register_profile("any machine", deadline=None)
@@ -30,6 +31,13 @@ def _interruptible() -> None:
 def _one_thread() -> None:
     """Tests compare numbers and share two cores with servers: more threads change the first and disturb the second."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_log_context() -> Iterator[None]:
+    """What a test notes of its log lines ends with it, so that the order of tests makes no difference."""
+    with about():
+        yield
 
 
 @pytest.fixture(scope="session")

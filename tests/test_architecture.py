@@ -17,7 +17,7 @@ FLOORS = (
     ("lplgrad",),
     (
         "files",
-        "checkpoints",
+        "checkpoint_file",
         "settings",
         "labeling",
         "locks",

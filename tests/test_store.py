@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 from versions import LABELING, pool_scores, save_version
 
-from lplgrad_backend.checkpoints import write_checkpoint
+from lplgrad_backend.checkpoint_file import write_checkpoint
 from lplgrad_backend.errors import StoreError, VersionDamaged, VersionNotFound
 from lplgrad_backend.store import SCORES, WEIGHTS, Store, for_classes, read_scores, version_number
 

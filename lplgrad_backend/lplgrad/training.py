@@ -23,10 +23,10 @@ from torch.optim.swa_utils import update_bn
 
 from lplgrad_backend.errors import TrainingError
 from lplgrad_backend.lplgrad.batches import augment, draw, expected_draws
+from lplgrad_backend.lplgrad.checkpoint import NO_KEEPER, Checkpoint, Keeper, Lowest, restore, tensors_of
 from lplgrad_backend.lplgrad.network import Looked, Network
 from lplgrad_backend.lplgrad.objective import agreement, full, main_loss, ranking_loss
 from lplgrad_backend.lplgrad.recipe import Recipe, rate_factor
-from lplgrad_backend.lplgrad.standing import NO_MEMORY, Lowest, Memory, Standing, restore, tensors_of
 from lplgrad_backend.lplgrad.team import ALONE, Team
 
 
@@ -51,7 +51,7 @@ def fit(
     seed: int,
     device: torch.device,
     team: Team = ALONE,
-    memory: Memory = NO_MEMORY,
+    keeper: Keeper = NO_KEEPER,
 ) -> Iterator[EpochRecord]:
     """Train `network` in place and yield a record per epoch; abandon the iterator to stop. It ends in eval mode, with those
     parameters frozen that the recipe does not train. It starts from the weights that it has: a new network's are a fresh
@@ -62,7 +62,7 @@ def fit(
         targets: [N, C] in [0, 1].
         seed: of everything random here.
         team: who trains this network; all with the same arguments, and images that are pixels.
-        memory: keeps where the training stands; from what it recalls of one with the same arguments this one goes on, and
+        keeper: keeps where the training stands; from what it recalls of one with the same arguments this one goes on, and
             ends as that would have.
 
     Raises:
@@ -74,7 +74,7 @@ def fit(
     source = _source(network, images, recipe, team)
     random = torch.Generator().manual_seed(seed)
     try:
-        yield from _epochs(network, source, targets, recipe, random, device, team.rank, memory)
+        yield from _epochs(network, source, targets, recipe, random, device, team.rank, keeper)
         source.settle(network, targets, random, device)
     finally:
         network.eval()
@@ -166,16 +166,16 @@ def _epochs(
     random: torch.Generator,
     device: torch.device,
     rank: int,
-    memory: Memory,
+    keeper: Keeper,
 ) -> Iterator[EpochRecord]:
     expected = expected_draws(targets, recipe.balanced and not network.architecture.multiple)
     batches = len(draw(expected, recipe.batch, torch.Generator()))
     epochs = max(recipe.epochs, math.ceil(recipe.steps / batches))
     step, best = _Step(network, source.parameters(network), recipe, epochs * batches), Lowest(recipe.kept == "lowest")
-    standing = memory.recall()
-    done = step.go_on(standing, random)
-    if standing is not None:
-        best.recall(standing.tensors)
+    checkpoint = keeper.recall()
+    done = step.go_on(checkpoint, random)
+    if checkpoint is not None:
+        best.recall(checkpoint.tensors)
     for epoch in range(done + 1, epochs + 1):
         started = time.perf_counter()
         sums, drawn = torch.zeros(3, dtype=torch.float64), 0
@@ -191,7 +191,7 @@ def _epochs(
         if loss < recipe.enough and epoch >= recipe.epochs:
             break
         if epoch < epochs:
-            memory.keep(functools.partial(step.standing, epoch, random, best))
+            keeper.keep(functools.partial(step.checkpoint, epoch, random, best))
     best.restore(network)
 
 
@@ -214,18 +214,18 @@ class _Step:
         self.mixed = parameters[0].is_cuda
         self._scaler = torch.amp.GradScaler(enabled=self.mixed)
 
-    def standing(self, epoch: int, random: torch.Generator, best: Lowest) -> Standing:
+    def checkpoint(self, epoch: int, random: torch.Generator, best: Lowest) -> Checkpoint:
         """Where the training stands after an epoch."""
         tensors = tensors_of(self._network, self._optimiser, self._scaler, random)
-        return Standing(epoch, self._done, tensors | best.tensors())
+        return Checkpoint(epoch, self._done, tensors | best.tensors())
 
-    def go_on(self, standing: Standing | None, random: torch.Generator) -> int:
+    def go_on(self, checkpoint: Checkpoint | None, random: torch.Generator) -> int:
         """Take up where another stood; gives the epochs that are done."""
-        if standing is None:
+        if checkpoint is None:
             return 0
-        restore(standing.tensors, self._network, self._optimiser, self._scaler, random)
-        self._done = standing.steps
-        return standing.epoch
+        restore(checkpoint.tensors, self._network, self._optimiser, self._scaler, random)
+        self._done = checkpoint.steps
+        return checkpoint.epoch
 
     def take(self, looked: Looked, targets: Tensor) -> Tensor:
         """Main loss, ranking loss and accuracy of the batch [3]."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from digits_project import DigitsProject
@@ -11,6 +13,7 @@ from lplgrad_backend.demo.backend import Backend
 from lplgrad_backend.demo.dataset import Digits
 from lplgrad_backend.demo.person import Person
 from lplgrad_backend.demo.server import LabelStudioServer
+from lplgrad_backend.labelstudio import LabelStudio
 
 UPDATES_PER_ROUND = 10
 
@@ -26,16 +29,29 @@ SETTINGS = {
 }
 
 
+def settings_on(server: LabelStudioServer, folder: Path, **others: str) -> dict[str, str]:
+    """Of a backend of its own, with its models in a folder and the server's account, unless the others say otherwise."""
+    ours = {"LABEL_STUDIO_URL": server.url, "LABEL_STUDIO_API_KEY": server.account.token}
+    return SETTINGS | ours | {"MODEL_DIR": str(folder / "models")} | others
+
+
+@contextlib.contextmanager
+def backend_on(server: LabelStudioServer, folder: Path, **others: str) -> Iterator[Backend]:
+    """Such a backend, which ends with the block."""
+    with Backend(settings_on(server, folder, **others), folder / "backend.log") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(label_studio: LabelStudioServer) -> LabelStudio:
+    """The shared Label Studio, as its owner."""
+    return LabelStudio(label_studio.url, label_studio.account.token)
+
+
 @pytest.fixture(scope="session")
 def backend(label_studio: LabelStudioServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     """A backend with a legacy token and without basic auth, shared by most tests."""
-    folder = tmp_path_factory.mktemp("backend")
-    settings = SETTINGS | {
-        "LABEL_STUDIO_URL": label_studio.url,
-        "LABEL_STUDIO_API_KEY": label_studio.account.token,
-        "MODEL_DIR": str(folder / "models"),
-    }
-    with Backend(settings, folder / "backend.log") as running:
+    with backend_on(label_studio, tmp_path_factory.mktemp("backend")) as running:
         yield running
 
 

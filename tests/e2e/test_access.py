@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from conftest import SETTINGS, UPDATES_PER_ROUND
+from conftest import UPDATES_PER_ROUND, backend_on
 from digits_project import DigitsProject
 
 from lplgrad_backend.connection import connect, verify
@@ -40,13 +40,10 @@ def token(colleague: Person) -> str:
 @pytest.fixture(scope="module")
 def guarded(label_studio: LabelStudioServer, token: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     """A backend behind basic auth, with a personal access token."""
-    folder = tmp_path_factory.mktemp("guarded")
-    user, password = BASIC_AUTH
-    settings = SETTINGS | {
-        "LABEL_STUDIO_URL": label_studio.url, "LABEL_STUDIO_API_KEY": token, "MODEL_DIR": str(folder / "models"),
-        "BASIC_AUTH_USER": user, "BASIC_AUTH_PASS": password, "LPLGRAD_STRATEGY": "auto",
-    }  # fmt: skip
-    with Backend(settings, folder / "backend.log") as running:
+    with backend_on(
+        label_studio, tmp_path_factory.mktemp("guarded"), LABEL_STUDIO_API_KEY=token,
+        BASIC_AUTH_USER=BASIC_AUTH[0], BASIC_AUTH_PASS=BASIC_AUTH[1], LPLGRAD_STRATEGY="auto",
+    ) as running:  # fmt: skip
         yield running
 
 
@@ -98,10 +95,9 @@ WITHOUT_A_DOT = "2130706433"  # 127.0.0.1 as one number, which resolves everywhe
 
 
 def test_a_host_name_without_a_dot_gets_no_webhook_and_is_explained(
-    label_studio: LabelStudioServer, backend: Backend, new_project: Callable[[str, int], DigitsProject]
+    client: LabelStudio, backend: Backend, new_project: Callable[[str, int], DigitsProject]
 ) -> None:
     project = new_project("Without a dot", 12)
-    client = LabelStudio(label_studio.url, label_studio.account.token)
     url = backend.url.replace("127.0.0.1", WITHOUT_A_DOT)
     [problem] = connect(client, project.number, url).problems
     assert client.ml_backends(project.number)[0]["state"] == "CO"
@@ -114,10 +110,9 @@ def test_a_host_name_without_a_dot_gets_no_webhook_and_is_explained(
 
 
 def test_a_missing_webhook_is_said_and_made_again(
-    label_studio: LabelStudioServer, backend: Backend, new_project: Callable[[str, int], DigitsProject]
+    client: LabelStudio, backend: Backend, new_project: Callable[[str, int], DigitsProject]
 ) -> None:
     project = new_project("Webhook lost", 12)
-    client = LabelStudio(label_studio.url, label_studio.account.token)
     assert connect(client, project.number, backend.url).problems == ()
     [webhook] = client.webhooks(project.number)
     client.delete_webhook(webhook["id"])

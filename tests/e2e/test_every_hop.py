@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import SETTINGS, UPDATES_PER_ROUND
+from conftest import UPDATES_PER_ROUND, settings_on
 from digits_project import DigitsProject
 
 from lplgrad_backend.connection import connect
@@ -26,13 +26,8 @@ BASIC_AUTH = ("label-studio", "for the doctor")
 @pytest.fixture(scope="module")
 def environ(label_studio: LabelStudioServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     user, password = BASIC_AUTH
-    return SETTINGS | {
-        "LABEL_STUDIO_URL": label_studio.url,
-        "LABEL_STUDIO_API_KEY": label_studio.account.token,
-        "MODEL_DIR": str(tmp_path_factory.mktemp("patient") / "models"),
-        "BASIC_AUTH_USER": user,
-        "BASIC_AUTH_PASS": password,
-    }
+    folder = tmp_path_factory.mktemp("patient")
+    return settings_on(label_studio, folder, BASIC_AUTH_USER=user, BASIC_AUTH_PASS=password)
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +35,6 @@ def patient(environ: dict[str, str]) -> Iterator[Backend]:
     """A backend of its own, since it is stopped at the end."""
     with Backend(environ, Path(environ["MODEL_DIR"]).parent / "backend.log") as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def client(label_studio: LabelStudioServer) -> LabelStudio:
-    return LabelStudio(label_studio.url, label_studio.account.token)
 
 
 @pytest.fixture(scope="module")

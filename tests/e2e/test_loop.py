@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from lplgrad_backend.connection import connect
 from lplgrad_backend.demo.backend import Backend
 from lplgrad_backend.demo.dataset import CLASSES
-from lplgrad_backend.demo.server import LabelStudioServer
 from lplgrad_backend.errors import ImageError
 from lplgrad_backend.images import ImageLimits, Images
 from lplgrad_backend.labelstudio import LabelStudio
@@ -28,11 +27,6 @@ from lplgrad_backend.store import Store
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 KINK = 0.02  # share of a gradient norm that float32 may be off by in an image that lies on a kink
-
-
-@pytest.fixture(scope="module")
-def client(label_studio: LabelStudioServer) -> LabelStudio:
-    return LabelStudio(label_studio.url, label_studio.account.token)
 
 
 @pytest.fixture(scope="module")

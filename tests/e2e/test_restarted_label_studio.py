@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import SETTINGS, UPDATES_PER_ROUND
+from conftest import UPDATES_PER_ROUND, backend_on
 from digits_project import DigitsProject
 
 from lplgrad_backend.demo.backend import Backend
@@ -37,13 +37,7 @@ def first(label_studio_python: Path, folder: Path) -> Iterator[LabelStudioServer
 
 @pytest.fixture
 def backend(first: LabelStudioServer, tmp_path: Path) -> Iterator[Backend]:
-    settings = SETTINGS | {
-        "LABEL_STUDIO_URL": first.url,
-        "LABEL_STUDIO_API_KEY": first.account.token,
-        "MODEL_DIR": str(tmp_path / "models"),
-        "LPLGRAD_SWEEP_SECONDS": "2",
-    }
-    with Backend(settings, tmp_path / "backend.log") as running:
+    with backend_on(first, tmp_path, LPLGRAD_SWEEP_SECONDS="2") as running:
         yield running
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import SETTINGS, UPDATES_PER_ROUND
+from conftest import UPDATES_PER_ROUND, backend_on
 from digits_project import DigitsProject
 from PIL import Image
 
@@ -47,14 +47,7 @@ def test_two_people_at_once_get_different_tasks_in_score_order(
 @pytest.fixture
 def everyday(label_studio: LabelStudioServer, tmp_path: Path) -> Iterator[Backend]:
     """A backend that orders as it does unless told otherwise."""
-    settings = SETTINGS | {
-        "LABEL_STUDIO_URL": label_studio.url,
-        "LABEL_STUDIO_API_KEY": label_studio.account.token,
-        "MODEL_DIR": str(tmp_path / "models"),
-        "LPLGRAD_STRATEGY": "auto",
-        "LPLGRAD_STRICT": "false",
-    }
-    with Backend(settings, tmp_path / "backend.log") as running:
+    with backend_on(label_studio, tmp_path, LPLGRAD_STRATEGY="auto", LPLGRAD_STRICT="false") as running:
         yield running
 
 

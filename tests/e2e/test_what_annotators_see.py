@@ -12,7 +12,6 @@ from digits_project import DigitsProject
 
 from lplgrad_backend.connection import connect
 from lplgrad_backend.demo.backend import Backend
-from lplgrad_backend.demo.server import LabelStudioServer
 from lplgrad_backend.history import History, Suspect
 from lplgrad_backend.labelstudio import LabelStudio
 from lplgrad_backend.notice import OURS, TAB, Notice
@@ -22,11 +21,6 @@ from lplgrad_backend.status import Phase
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 CHANGING = ("description", "updated_at", "state", "model_version", "error_message")
-
-
-@pytest.fixture(scope="module")
-def client(label_studio: LabelStudioServer) -> LabelStudio:
-    return LabelStudio(label_studio.url, label_studio.account.token)
 
 
 @pytest.fixture(scope="module")

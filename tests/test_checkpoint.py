@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lplgrad_backend.lplgrad.standing import NO_MEMORY, restore, tensors_of
+from lplgrad_backend.lplgrad.checkpoint import NO_KEEPER, restore, tensors_of
 
 OPTIMISERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
@@ -48,5 +48,5 @@ def test_another_network_goes_on_as_the_first_does(name: str) -> None:
 
 
 def test_without_a_memory_a_training_begins_at_the_beginning() -> None:
-    NO_MEMORY.keep(lambda: pytest.fail("nobody asked where it stands"))
-    assert NO_MEMORY.recall() is None
+    NO_KEEPER.keep(lambda: pytest.fail("nobody asked where it stands"))
+    assert NO_KEEPER.recall() is None

@@ -15,7 +15,7 @@ LOWEST, LOSS = "lowest.", "loss"
 
 
 @dataclass(frozen=True)
-class Standing:
+class Checkpoint:
     """After `epoch` epochs and `steps` steps.
 
     Attributes:
@@ -28,28 +28,28 @@ class Standing:
     tensors: Mapping[str, Tensor]
 
 
-class Memory(Protocol):
-    """Keeps a training's standing; how often is its own affair."""
+class Keeper(Protocol):
+    """Keeps a training's checkpoint; how often is its own affair."""
 
-    def recall(self) -> Standing | None:
+    def recall(self) -> Checkpoint | None:
         """Where to go on from; None: from the beginning."""
 
-    def keep(self, standing: Callable[[], Standing]) -> None:
+    def keep(self, checkpoint: Callable[[], Checkpoint]) -> None:
         """Is told after each epoch but the last."""
 
 
-class NoMemory:
+class NoKeeper:
     """Every training begins at the beginning."""
 
-    def recall(self) -> Standing | None:
-        """See `Memory`."""
+    def recall(self) -> Checkpoint | None:
+        """See `Keeper`."""
         return None
 
-    def keep(self, standing: Callable[[], Standing]) -> None:
-        """See `Memory`."""
+    def keep(self, checkpoint: Callable[[], Checkpoint]) -> None:
+        """See `Keeper`."""
 
 
-NO_MEMORY = NoMemory()
+NO_KEEPER = NoKeeper()
 
 
 class Lowest:
@@ -70,7 +70,7 @@ class Lowest:
             network.load_state_dict(self._state)
 
     def tensors(self) -> dict[str, Tensor]:
-        """For `Standing`."""
+        """For `Checkpoint`."""
         found = {LOWEST + name: value.cpu() for name, value in self._state.items()}
         return found | ({LOSS: torch.tensor(self._loss, dtype=torch.float64)} if found else {})
 
@@ -83,7 +83,7 @@ class Lowest:
 def tensors_of(
     network: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler, random: torch.Generator
 ) -> dict[str, Tensor]:
-    """For `Standing`. They share no memory with the training."""
+    """For `Checkpoint`. They share no memory with the training."""
     found = {NETWORK + name: value for name, value in network.state_dict().items()}
     for number, state in optimiser.state_dict()["state"].items():
         found |= {f"{OPTIMISER}{number}.{name}": value for name, value in state.items() if isinstance(value, Tensor)}

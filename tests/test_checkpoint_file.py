@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lplgrad_backend.checkpoints import is_damaged, read_checkpoint, write_checkpoint
+from lplgrad_backend.checkpoint_file import is_damaged, read_checkpoint, write_checkpoint
 from lplgrad_backend.errors import StoreError
 
 ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([], dtype=np.uint8), "c": np.array(7)}
