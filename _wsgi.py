@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from lplgrad_backend.cli import start
+from lplgrad_backend.cli.template import start
 from lplgrad_backend.serving import application_of_environment
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ import pytest
 from fake_label_studio import LABEL_CONFIG, FakeLabelStudio
 from versions import save_version
 
-from lplgrad_backend.cli import app, main, start
+from lplgrad_backend.cli import MODULES, app, main
+from lplgrad_backend.cli.template import start
 from lplgrad_backend.connection.plan import TAB
 from lplgrad_backend.settings import read_settings
 from lplgrad_backend.store import Store
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = [str(command.name or getattr(command.callback, "__name__", "")) for command in app.registered_commands]
+COMMANDS = list(MODULES)
 CONNECT = ("connect", "--project", "1", "--url", "http://127.0.0.1:9")
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -70,6 +71,14 @@ def test_all_commands_are_listed(tmp_path: Path) -> None:
     answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
     for name in COMMANDS:
         assert re.search(rf"^\W*{name}\s+[A-Z]", ESCAPES.sub("", answer.stdout + answer.stderr), re.MULTILINE)
+
+
+def test_a_server_that_starts_waits_for_nothing_that_it_does_not_need() -> None:
+    loaded = "import sys, lplgrad_backend.cli.running; print(*sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    modules = set(answer.stdout.split())
+    assert "lplgrad_backend.serving" in modules
+    assert not modules & {"sklearn", "matplotlib", "lplgrad_backend.demo.run", "lplgrad_backend.simulation.runs"}
 
 
 def test_options_are_those_the_readme_shows(capsys: pytest.CaptureFixture[str]) -> None:
