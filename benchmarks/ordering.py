@@ -38,7 +38,8 @@ def made_pool(images: int) -> AnsweredPool:
     features = (centres[kinds] + 1.5 * torch.randn(images, FEATURES, generator=random)).relu()
     logits = 3 * features @ torch.randn(CLASSES, FEATURES, generator=random).T / FEATURES**0.5
     norms = torch.rand(1, images, generator=random, dtype=torch.float64)
-    return AnsweredPool(Answers(logits, features, norms[0].float(), norms), features[:LABELLED], multiple=False)
+    answers, counts = Answers(logits, features, norms[0].float(), norms), torch.full((CLASSES,), LABELLED // CLASSES)
+    return AnsweredPool(answers, features[:LABELLED], counts, multiple=False)
 
 
 def ways(pool: AnsweredPool) -> dict[str, Callable[[], object]]:

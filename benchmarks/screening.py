@@ -82,7 +82,7 @@ def measure(backbone: str, labels: int, recipe: Recipe, seed: int, size: int) ->
     network = trained(backbone, images[known], truth[known], recipe, seed)
 
     def fresh() -> NetworkPool:
-        return NetworkPool(network, images[unknown], images[known])
+        return NetworkPool(network, images[unknown], images[known], truth[known].bincount(minlength=10))
 
     pool = fresh()
     forward, _ = timed(lambda: pool.logits)

@@ -224,16 +224,17 @@ def among(measured: Sequence[Measured], known: PoolScores, scale: float) -> Stan
 def order_measured(
     measured: Sequence[Measured],
     labelled: Tensor,
+    counts: Tensor,
     multiple: bool,
     wanted: Acquisition,
     seed: int,
     *,
     cold: bool = False,
 ) -> Ordered:
-    """Order images, at least one, that were measured for it; `labelled` are the features [L, D] of those with a label.
-    `cold`: these are too few to ask the network."""
+    """Order images, at least one, that were measured for it; `labelled` are the features [L, D] of those with a label, and
+    `counts` [C] how many show each class. `cold`: these are too few to ask the network."""
     answers = [one.answers for one in measured if one.answers is not None]
-    pool = AnsweredPool(Answers.joined(answers), labelled, multiple)
+    pool = AnsweredPool(Answers.joined(answers), labelled, counts, multiple)
     return order_cold(pool, wanted, seed) if cold else order_pool(pool, wanted, seed)
 
 

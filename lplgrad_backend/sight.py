@@ -128,7 +128,7 @@ def measured_in_closed_form(
     """What `Scorer` measures, of images of which the frozen part of the network was told once."""
     if len(looked.features) == 0:
         return []
-    pool = FeaturePool(network, looked, looked)
+    pool = FeaturePool(network, looked, looked, torch.zeros(network.architecture.classes))
     norms = pool.norm_ladder(torch.arange(len(pool)))[[TEMPERATURES.index(one) for one in ladder]]
     answers = Answers(pool.logits, pool.features, pool.predicted_losses, norms).on_processor()
     probabilities = probabilities_of(answers.logits.float() / confidence, pool.multiple).numpy()

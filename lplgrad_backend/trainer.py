@@ -277,9 +277,10 @@ def _score_and_order(
     found = sight.pool(tasks, ladder, confidence, lambda done: report(Phase.SCORING, done, len(tasks)))
     outcome, standing = Outcome(ordered_by=wanted.strategy), by_norm(found.measured)
     if found.measured:
-        features, cold = sight.features(labelled.images), too_cold(settings, wanted, labelled)
+        features, counts = sight.features(labelled.images), (labelled.targets > 0).sum(0).cpu()
+        cold = too_cold(settings, wanted, labelled)
         with _one_thread():
-            ordered = order_measured(found.measured, features, multiple, wanted, settings.seed, cold=cold)
+            ordered = order_measured(found.measured, features, counts, multiple, wanted, settings.seed, cold=cold)
         standing = in_queue(ordered.queue, len(ordered.pool), ordered.random)
         outcome = Outcome(ordered_by=ordered.ordered_by, health=seen_of(ordered.health), warnings=complaints(ordered))
     write_scores(pool_scores(found, standing, len(order.labeling.classes)), folder / SCORES)

@@ -15,6 +15,7 @@ class KnownPool:
     logits: Tensor
     features: Tensor
     labelled_features: Tensor
+    labelled_counts: Tensor
     predicted_losses: Tensor
     norms: Tensor
     multiple: bool = False
@@ -43,6 +44,7 @@ def random_pool(count: int, *, multiple: bool = False, seed: int = 0, classes: i
         logits=3 * torch.randn(count, classes, generator=random),
         features=torch.randn(count, 5, generator=random),
         labelled_features=torch.randn(labelled, 5, generator=random),
+        labelled_counts=torch.bincount(torch.arange(labelled) % classes, minlength=classes),
         predicted_losses=torch.randn(count, generator=random),
         norms=torch.rand(count, dtype=torch.float64, generator=random),
         multiple=multiple,
@@ -55,6 +57,7 @@ def alike_pool(count: int, *, multiple: bool = False) -> KnownPool:
         logits=torch.ones(count, 4),
         features=torch.ones(count, 5),
         labelled_features=torch.zeros(0, 5),
+        labelled_counts=torch.zeros(4),
         predicted_losses=torch.ones(count),
         norms=torch.zeros(count, dtype=torch.float64),
         multiple=multiple,

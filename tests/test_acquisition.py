@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from known_pool import KnownPool, alike_pool, random_pool
+from known_pool import alike_pool, random_pool
 from torch import Tensor
 
 from lplgrad_backend.errors import NonFiniteScore
-from lplgrad_backend.lplgrad import acquisition
 from lplgrad_backend.lplgrad.acquisition import STRATEGIES, Queue, Strategy, scores
 
 NORMS = st.lists(st.floats(0, allow_nan=False, allow_infinity=False), min_size=1, max_size=30)
@@ -148,51 +146,6 @@ class TestEveryStrategy:
         assert caught.value.indices == [3]
 
 
-def outcomes(logits: Tensor, multiple: bool) -> list[float]:
-    """Probabilities of all that an image may show, likeliest first: a class, or a set of classes."""
-    values = logits.double().tolist()
-    if not multiple:
-        total = sum(math.exp(value) for value in values)
-        return sorted((math.exp(value) / total for value in values), reverse=True)
-    on = [1 / (1 + math.exp(-value)) for value in values]
-    subsets = itertools.product([False, True], repeat=len(on))
-    return sorted(
-        (math.prod(p if shown else 1 - p for p, shown in zip(on, subset, strict=True)) for subset in subsets), reverse=True
-    )  # fmt: skip
-
-
-ORACLES: dict[str, tuple[Callable[[KnownPool], Tensor], Callable[[list[float]], float]]] = {
-    "entropy": (acquisition.entropy, lambda p: -sum(one * math.log(one) for one in p)),
-    "margin": (acquisition.margin, lambda p: 1 - (p[0] - p[1])),
-    "least-confidence": (acquisition.least_confidence, lambda p: 1 - p[0]),
-}
-
-
-@pytest.mark.parametrize("multiple", [False, True], ids=["one class", "many classes"])
-@pytest.mark.parametrize("measure", ORACLES)
-@given(rows=st.lists(st.lists(st.floats(-8, 8), min_size=3, max_size=3), min_size=1, max_size=5))
-def test_worth_by_enumerating_all_outcomes(measure: str, multiple: bool, rows: list[list[float]]) -> None:
-    pool = replace(random_pool(len(rows), multiple=multiple), logits=torch.tensor(rows, dtype=torch.float64))
-    fast, slow = ORACLES[measure]
-    wanted = [slow(outcomes(row, multiple)) for row in pool.logits]
-    assert fast(pool).tolist() == pytest.approx(wanted, rel=1e-9, abs=1e-12)
-
-
-@pytest.mark.parametrize("multiple", [False, True], ids=["one class", "many classes"])
-def test_the_last_layers_norm_is_that_of_autograd(multiple: bool) -> None:
-    torch.manual_seed(0)
-    head = torch.nn.Linear(5, 4).double()
-    features = torch.randn(6, 5, dtype=torch.float64)
-    wanted = []
-    for row in features:
-        z = head(row)
-        p = torch.sigmoid(z) if multiple else torch.softmax(z, 0)
-        entropy = -(p * p.log()).sum() - ((1 - p) * (1 - p).log()).sum() * multiple
-        wanted.append(sum(float(one.norm()) for one in torch.autograd.grad(entropy, list(head.parameters()))))
-    pool = replace(random_pool(6, multiple=multiple), logits=head(features), features=features)
-    assert acquisition.head_gradient_norm(pool).tolist() == pytest.approx(wanted, rel=1e-9)
-
-
 class TestLPLgrad:
     def test_goes_by_the_exact_norm(self) -> None:
         pool = random_pool(20)
@@ -226,7 +179,7 @@ class TestScreening:
 
 
 def slow_rough(logits: Tensor) -> float:
-    p = outcomes(logits, multiple=False)
+    p = torch.softmax(logits.double(), 0).tolist()
     entropy = -sum(one * math.log(one) for one in p)
     return math.sqrt(sum((one * (math.log(one) + entropy)) ** 2 for one in p))
 

@@ -14,7 +14,7 @@ import pytest
 from fake_label_studio import LABEL_CONFIG, FakeLabelStudio
 from versions import save_version
 
-from lplgrad_backend.cli import MODULES, app, main
+from lplgrad_backend.cli import MODULES, main
 from lplgrad_backend.cli.template import start
 from lplgrad_backend.connection.plan import TAB
 from lplgrad_backend.settings import read_settings

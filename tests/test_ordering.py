@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from known_pool import alike_pool, random_pool
 
-from lplgrad_backend.lplgrad import acquisition
 from lplgrad_backend.lplgrad.acquisition import STRATEGIES, Queue, scores
 from lplgrad_backend.lplgrad.cold_start import cold_queue
 from lplgrad_backend.lplgrad.ordering import (
@@ -25,6 +24,7 @@ from lplgrad_backend.lplgrad.ordering import (
     random_slots,
     spearman,
 )
+from lplgrad_backend.lplgrad.worth import entropy
 
 values = st.lists(st.integers(-3, 3), min_size=2, max_size=9)
 
@@ -159,7 +159,7 @@ def test_look_alikes_are_apart_also_behind_the_covered_head(strategy: str, share
 
 def test_a_score_that_runs_against_uncertainty_is_replaced_unless_strict() -> None:
     pool = random_pool(80)
-    against = replace(pool, norms=10 - acquisition.entropy(pool))
+    against = replace(pool, norms=10 - entropy(pool))
     ordered = order_pool(against, Acquisition("lplgrad"), 0)
     assert ordered.health.correlation == pytest.approx(-1)
     assert ordered.ordered_by == SAFE and "uncertainty" in str(ordered.health.sentence)
@@ -175,7 +175,7 @@ def test_one_picture_again_and_again_is_noticed() -> None:
 
 def test_one_class_again_and_again_is_noticed() -> None:
     pool = random_pool(400)
-    norms = acquisition.entropy(pool) + 10.0 * (pool.logits.argmax(1) == 0)
+    norms = entropy(pool) + 10.0 * (pool.logits.argmax(1) == 0)
     ordered = order_pool(
         replace(pool, norms=norms, features=torch.eye(400), labelled_features=torch.zeros(0, 400)),
         Acquisition("lplgrad"),

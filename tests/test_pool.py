@@ -19,6 +19,7 @@ from lplgrad_backend.lplgrad.pool import AnsweredPool, Answers, FeaturePool, Net
 from lplgrad_backend.lplgrad.training import freeze, look_at
 
 PLAIN = Architecture("shufflenet_v2_x0_5", classes=3, multiple=False, side=16, small_stem=True)
+COUNTS = torch.tensor([2, 1, 1])  # labelled images of each class
 
 
 def pixels(count: int, seed: int = 0) -> Tensor:
@@ -34,7 +35,7 @@ def network(request: pytest.FixtureRequest) -> Network:
 
 @pytest.fixture(scope="module")
 def pool(network: Network) -> NetworkPool:
-    return NetworkPool(network, pixels(70), pixels(4, seed=1))
+    return NetworkPool(network, pixels(70), pixels(4, seed=1), COUNTS)
 
 
 def test_it_says_what_the_network_says(pool: NetworkPool, network: Network) -> None:
@@ -63,7 +64,7 @@ def test_every_strategy_orders_it(pool: NetworkPool, name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_every_strategy_orders_an_empty_one(network: Network, name: str) -> None:
-    assert len(STRATEGIES[name](NetworkPool(network, pixels(0), pixels(0)), 8, 0).positions) == 0
+    assert len(STRATEGIES[name](NetworkPool(network, pixels(0), pixels(0), COUNTS), 8, 0).positions) == 0
 
 
 def counted(network: Network) -> list[int]:
@@ -76,7 +77,7 @@ def counted(network: Network) -> list[int]:
 def test_only_what_is_asked_is_measured() -> None:
     torch.manual_seed(0)
     network = Network(PLAIN).eval()
-    sizes, pool = counted(network), NetworkPool(network, pixels(20), pixels(4, seed=1))
+    sizes, pool = counted(network), NetworkPool(network, pixels(20), pixels(4, seed=1), COUNTS)
     for name in ("entropy", "margin", "badge", "predicted-loss", "lplgrad-head"):
         STRATEGIES[name](pool, 5, 0)
     assert sizes == [20]
@@ -91,7 +92,7 @@ def test_a_network_that_says_nothing_finite_is_an_error_that_names_the_images() 
     with torch.no_grad():
         broken.head.get_parameter("bias").fill_(torch.nan)
     with pytest.raises(NonFiniteScore) as caught:
-        STRATEGIES["entropy"](NetworkPool(broken, pixels(2), pixels(0)), 2, 0)
+        STRATEGIES["entropy"](NetworkPool(broken, pixels(2), pixels(0), COUNTS), 2, 0)
     assert caught.value.indices == [0, 1]
 
 
@@ -99,7 +100,7 @@ def test_an_image_without_a_finite_norm_is_named_by_its_position_in_the_pool() -
     images = pixels(150) // 2
     images[[70, 140]] = 255
     with pytest.raises(NonFiniteScore) as caught:
-        NetworkPool(Dazzled(), images, pixels(0)).gradient_norms(torch.arange(149, -1, -1))
+        NetworkPool(Dazzled(), images, pixels(0), COUNTS).gradient_norms(torch.arange(149, -1, -1))
     assert caught.value.indices == [140]
 
 
@@ -117,23 +118,23 @@ def answered(network: Network, temperatures: tuple[float, ...] = TEMPERATURES) -
     norms = GradientNorms(network.main, multiple=network.architecture.multiple, temperatures=temperatures)
     parts = [answer(network, norms, part) for part in pixels(20).split(8)]
     labelled = look_at(network, pixels(4, seed=1)).features
-    return AnsweredPool(Answers.joined(parts), labelled, network.architecture.multiple)
+    return AnsweredPool(Answers.joined(parts), labelled, COUNTS, network.architecture.multiple)
 
 
 def test_stored_features_and_answers_make_the_same_pool_as_pixels(head_only: Network) -> None:
     images, labelled = pixels(20), pixels(4, seed=1)
-    wanted, at = NetworkPool(head_only, images, labelled), torch.tensor([3, 0, 19])
-    found: list[Pool] = [FeaturePool(head_only, look_at(head_only, images), look_at(head_only, labelled))]
+    wanted, at = NetworkPool(head_only, images, labelled, COUNTS), torch.tensor([3, 0, 19])
+    found: list[Pool] = [FeaturePool(head_only, look_at(head_only, images), look_at(head_only, labelled), COUNTS)]
     for pool in [*found, answered(head_only)]:
         assert (len(pool), pool.multiple) == (20, wanted.multiple)
-        for name in ("logits", "features", "labelled_features", "predicted_losses"):
+        for name in ("logits", "features", "labelled_features", "labelled_counts", "predicted_losses"):
             torch.testing.assert_close(getattr(pool, name), getattr(wanted, name), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(pool.gradient_norms(at), wanted.gradient_norms(at), rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(pool.norm_ladder(at), wanted.norm_ladder(at), rtol=1e-3, atol=1e-6)
 
 
 def test_the_ladder_is_the_norm_at_each_temperature_times_it(head_only: Network) -> None:
-    ladder = NetworkPool(head_only, pixels(3), pixels(0)).norm_ladder(torch.arange(3))
+    ladder = NetworkPool(head_only, pixels(3), pixels(0), COUNTS).norm_ladder(torch.arange(3))
     for temperature, row in zip(TEMPERATURES, ladder, strict=True):
         single = GradientNorms(head_only.main, multiple=head_only.architecture.multiple, temperatures=(temperature,))
         torch.testing.assert_close(row, temperature * single.measure(pixels(3).float() / 255).norms)

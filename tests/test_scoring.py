@@ -238,7 +238,7 @@ class TestOrder:
     @pytest.mark.parametrize("strategy", STRATEGIES)
     def test_scores_rise_strictly_along_every_queue(self, found: list[Measured], strategy: str) -> None:
         labelled = torch.cat([one.answers.features for one in found[:3] if one.answers])
-        ordered = order_measured(found, labelled, False, Acquisition(strategy, strict=True), 0)
+        ordered = order_measured(found, labelled, torch.ones(2), False, Acquisition(strategy, strict=True), 0)
         standing = in_queue(ordered.queue, len(ordered.pool))
         along = standing.scores[ordered.queue.positions.numpy()]
         assert (np.diff(along) > 0).all() and along.min() > 0 and along.max() < 1
@@ -255,7 +255,7 @@ class TestOrder:
 
     def test_without_coverage_the_worth_is_the_norm(self, found: list[Measured]) -> None:
         labelled = torch.zeros(0, found[0].answers.features.shape[1]) if found[0].answers else torch.zeros(0, 1)
-        ordered = order_measured(found, labelled, False, Acquisition(sharpness=None, strict=True), 0)
+        ordered = order_measured(found, labelled, torch.ones(2), False, Acquisition(sharpness=None, strict=True), 0)
         standing = in_queue(ordered.queue, len(found))
         np.testing.assert_allclose(standing.worth, [one.norm for one in found])
 

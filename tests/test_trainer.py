@@ -142,9 +142,9 @@ class TestARound:
         labelled = [
             one for one in images.load_many(examples, network.architecture.side) if not isinstance(one, ImageError)
         ]
-        ordered = order_pool(
-            NetworkPool(network, pixels, as_batch(labelled)), acquisition_of(first.settings, draw_of(site.order())), 0
-        )
+        counts = torch.tensor([one.target for one in site.order().examples[1:]]).sum(0)
+        pool = NetworkPool(network, pixels, as_batch(labelled), counts)
+        ordered = order_pool(pool, acquisition_of(first.settings, draw_of(site.order())), 0)
         assert first.outcome.ordered_by == ordered.ordered_by
         assert first.scores.scores.argsort().tolist() == ordered.queue.positions.tolist()
         np.testing.assert_allclose(first.scores.worth[ordered.queue.positions.numpy()], ordered.queue.worth, rtol=1e-3)
@@ -352,7 +352,7 @@ def test_an_unhealthy_order_is_replaced_and_said() -> None:
         )
         for _ in range(60)
     ]
-    ordered = order_measured(answers, torch.zeros(0, 5), False, Acquisition("lplgrad-coverage"), 0)
+    ordered = order_measured(answers, torch.zeros(0, 5), torch.zeros(4), False, Acquisition("lplgrad-coverage"), 0)
     assert (ordered.ordered_by == SAFE) == bool(complaints(ordered))
 
 

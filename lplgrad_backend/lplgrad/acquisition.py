@@ -1,10 +1,6 @@
 """Which images of a pool to label first: strategies by name, and the score by which Label Studio orders its queue.
 
-    z, p      logits and class probabilities of an image       f      features, what its last layer sees
-    H, d      entropy of p; d = dH/dz                          g      gradient norm: sum over tensors t of ||dH/dt||
-
-Where an image may have any number of classes, its outcomes are the sets of classes, each class decided on its own: H sums
-the entropies of C sigmoids, and the likeliest outcome says of each class what is likelier. So one definition serves both.
+The notation is that of worth.py, where what an image is worth by itself is defined.
 """
 
 from __future__ import annotations
@@ -18,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lplgrad_backend.errors import NonFiniteScore
 from lplgrad_backend.lplgrad.coverage import cover
 from lplgrad_backend.lplgrad.diversity import Chosen, drawn_apart, farthest_first
-from lplgrad_backend.lplgrad.gradnorm.entropy import TEMPERATURES, entropy_gradient
 from lplgrad_backend.lplgrad.pool import Pool
+from lplgrad_backend.lplgrad.worth import WORTH, entropy_gradient_norm, finite, logarithms, undecided_and_rare_norm
 
 DEFAULT = "lplgrad-coverage"
 SHARPNESS = 1.0
@@ -50,7 +45,7 @@ def scores(norms: Tensor, scale: float) -> Tensor:
     """
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"The scale of scores is {scale}; it must be positive and finite.")
-    given = _finite(norms, "the gradient norms")
+    given = finite(norms, "the gradient norms")
     if (given < 0).any():
         raise ValueError(f"A gradient norm is {given.min().item()}; norms are never negative.")
     ascending, where = torch.unique(given, return_inverse=True)
@@ -95,89 +90,6 @@ never go by position. Raises ValueError for a negative budget, and NonFiniteScor
 something is not finite."""
 
 
-# Worth of an image by itself
-
-
-def entropy(pool: Pool) -> Tensor:
-    """H, in nats."""
-    likely, unlikely = _logarithms(pool)
-    return -(likely.exp() * likely + unlikely.exp() * unlikely).sum(1)
-
-
-def margin(pool: Pool) -> Tensor:
-    """1 - (p_1 - p_2), of the two likeliest outcomes."""
-    first, second = _likeliest(pool)
-    return -torch.expm1(first) + second.exp()
-
-
-def least_confidence(pool: Pool) -> Tensor:
-    """1 - p_1, of the likeliest outcome."""
-    return -torch.expm1(_likeliest(pool)[0])
-
-
-def predicted_loss(pool: Pool) -> Tensor:
-    """What the loss-prediction module expects (Yoo and Kweon, arXiv 1905.03677)."""
-    return _finite(pool.predicted_losses, "the predicted losses")
-
-
-def gradient_norm(pool: Pool) -> Tensor:
-    """g, exactly (LPLgrad, arXiv 2411.15217, querying phase)."""
-    return _finite(pool.gradient_norms(torch.arange(len(pool))), "the gradient norms")
-
-
-def largest_gradient_norm(pool: Pool) -> Tensor:
-    """The largest exact g over a ladder of temperatures: at a tie the entropy's gradient vanishes, at a lower temperature
-    a near tie is none. Each is the gradient of an entropy with respect to logits / T, so that temperatures compare."""
-    ladder = pool.norm_ladder(torch.arange(len(pool)))  # [T, N]
-    return _finite(ladder.T, "the gradient norms").amax(1)
-
-
-def tie_repaired_norm(pool: Pool) -> Tensor:
-    """The last layer's part of it without the features' length, which favours outliers: the largest T ||d(T)||."""
-    logits = _finite(pool.logits, "the logits")
-    steps = [
-        temperature * _lengths(entropy_gradient(logits, pool.multiple, temperature)) for temperature in TEMPERATURES
-    ]
-    return torch.stack(steps).amax(0)
-
-
-def undecided_norm(pool: Pool) -> Tensor:
-    """sqrt(q (1 - (p_1 - p_2))), q the tie-repaired norm: what coverage covers."""
-    return (tie_repaired_norm(pool) * margin(pool)).sqrt()
-
-
-def head_gradient_norm(pool: Pool) -> Tensor:
-    """The last layer's part of g: ||d|| (||f|| + 1), exact for a linear layer with a bias."""
-    return _entropy_gradient_norm(pool) * (_lengths(_finite(pool.features, "the features")) + 1)
-
-
-def _entropy_gradient_norm(pool: Pool) -> Tensor:
-    return _lengths(entropy_gradient(_finite(pool.logits, "the logits"), pool.multiple))
-
-
-def _lengths(rows: Tensor) -> Tensor:
-    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1)
-    return lengths
-
-
-def _logarithms(pool: Pool) -> tuple[Tensor, Tensor]:
-    """log p [N, C], and log(1 - p) [N, C] where that is an outcome of its own, else a column of log 1."""
-    logits = _finite(pool.logits, "the logits")
-    if pool.multiple:
-        return F.logsigmoid(logits), F.logsigmoid(-logits)
-    return torch.log_softmax(logits, 1), logits.new_zeros(len(logits), 1)
-
-
-def _likeliest(pool: Pool) -> tuple[Tensor, Tensor]:
-    """Logarithms of the probabilities of the two likeliest outcomes, [N] each."""
-    likely, unlikely = _logarithms(pool)
-    if not pool.multiple:
-        first, second = likely.topk(2, dim=1).values.unbind(1)
-        return first, second
-    first = torch.maximum(likely, unlikely).sum(1)
-    return first, first - (likely - unlikely).abs().amin(1)  # the second decides the least sure class otherwise
-
-
 # Strategies
 
 
@@ -197,10 +109,10 @@ def screened(pool: Pool, budget: int, seed: int) -> Queue:
     class had a mean probability of 0.8 and more, and 57 to 98 % with 5 less sure ones, whose ties hide in the rest. On
     ResNet-18 it costs about 1.9 forward passes, exact norms for all 3.2.
     """
-    rough = _entropy_gradient_norm(pool).cpu()
+    rough = entropy_gradient_norm(pool).cpu()
     order = _ranked(rough, len(rough), seed).positions
     inside, outside = order.split([count := math.ceil(SCREENED_SHARE * len(order)), len(order) - count])
-    exact = _finite(pool.gradient_norms(inside), "the gradient norms").cpu()
+    exact = finite(pool.gradient_norms(inside), "the gradient norms").cpu()
     front = _ranked(exact, count, seed)
     # g counts ||d|| in itself, as the norm of the last bias; without such a bias the others have to be held back
     behind = rough[outside].clamp(max=float(exact.min())) if count else rough
@@ -212,9 +124,9 @@ def screened(pool: Pool, budget: int, seed: int) -> Queue:
 def badge(pool: Pool, budget: int, seed: int) -> Queue:
     """k-means++ over the last layer's gradients, were the likeliest outcome the label: (p - one-hot) ⊗ f (Ash et al.,
     arXiv 1906.03671, algorithm 1). Worth is the squared distance to the nearest one before."""
-    likely, unlikely = _logarithms(pool)
+    likely, unlikely = logarithms(pool)
     top = likely > unlikely if pool.multiple else F.one_hot(likely.argmax(1), likely.shape[1])
-    residuals, features = likely.exp() - top.double(), _finite(pool.features, "the features")
+    residuals, features = likely.exp() - top.double(), finite(pool.features, "the features")
 
     def choose(order: Tensor, wanted: int, random: torch.Generator) -> Chosen:
         return drawn_apart(residuals[order], features[order], wanted, random)
@@ -225,7 +137,7 @@ def badge(pool: Pool, budget: int, seed: int) -> Queue:
 def coreset(pool: Pool, budget: int, seed: int) -> Queue:
     """k-center greedy on features, from the labelled ones (Sener and Savarese, arXiv 1708.00489, algorithm 1). Worth is
     the distance to the nearest one before."""
-    features, labelled = _finite(pool.features, "the features"), _finite(pool.labelled_features, "labelled features")
+    features, labelled = finite(pool.features, "the features"), finite(pool.labelled_features, "labelled features")
 
     def choose(order: Tensor, wanted: int, random: torch.Generator) -> Chosen:
         return farthest_first(features[order], labelled, wanted)
@@ -233,12 +145,12 @@ def coreset(pool: Pool, budget: int, seed: int) -> Queue:
     return _chosen(choose, len(features), budget, seed)
 
 
-def covering(worth_of: Callable[[Pool], Tensor] = undecided_norm, sharpness: float = SHARPNESS) -> Strategy:
+def covering(worth_of: Callable[[Pool], Tensor] = undecided_and_rare_norm, sharpness: float = SHARPNESS) -> Strategy:
     """Cover what the pool's images are worth, them and their look-alikes (`coverage`). Worth is what is newly covered."""
 
     def strategy(pool: Pool, budget: int, seed: int) -> Queue:
-        weights, features = worth_of(pool), _finite(pool.features, "the features")
-        labelled = _finite(pool.labelled_features, "labelled features")
+        weights, features = worth_of(pool), finite(pool.features, "the features")
+        labelled = finite(pool.labelled_features, "labelled features")
 
         def choose(order: Tensor, wanted: int, random: torch.Generator) -> Chosen:
             return cover(features[order], weights[order], labelled, sharpness, wanted)
@@ -253,20 +165,6 @@ def at_random(pool: Pool, budget: int, seed: int) -> Queue:
     drawn = torch.rand(len(pool), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return _ranked(drawn, budget, seed)
 
-
-WORTH: Mapping[str, Callable[[Pool], Tensor]] = MappingProxyType(
-    {
-        "lplgrad": gradient_norm,
-        "lplgrad-ladder": largest_gradient_norm,
-        "lplgrad-coverage": undecided_norm,
-        "lplgrad-head": head_gradient_norm,
-        "entropy": entropy,
-        "margin": margin,
-        "least-confidence": least_confidence,
-        "predicted-loss": predicted_loss,
-    }
-)
-"""What an image is worth by itself, for the strategies that start from it."""
 
 STRATEGIES: Mapping[str, Strategy] = MappingProxyType(
     {
@@ -306,12 +204,3 @@ def _wanted(budget: int, count: int) -> int:
     if budget < 0:
         raise ValueError(f"The budget of a strategy is {budget}; it is a number of images.")
     return min(budget, count)
-
-
-def _finite(values: Tensor, where: str) -> Tensor:
-    """float64; an image about which something is not finite is an error."""
-    exact = values.detach().double()
-    bad = ~torch.isfinite(exact).reshape(len(exact), -1).all(1) if len(exact) else exact.new_zeros(0, dtype=torch.bool)
-    if bad.any():
-        raise NonFiniteScore(bad.nonzero().flatten().tolist(), where)
-    return exact

@@ -19,6 +19,7 @@ from lplgrad_backend.lplgrad.cold_start import cold_queue
 from lplgrad_backend.lplgrad.coverage import alike
 from lplgrad_backend.lplgrad.pool import Pool
 from lplgrad_backend.lplgrad.spreading import NEAR, directions, spread
+from lplgrad_backend.lplgrad.worth import WORTH, entropy
 
 SAFE = "badge"
 TYPICALITY = "typicality"
@@ -197,8 +198,8 @@ def examine(pool: Pool, queue: Queue, strategy: str) -> Health:
     if len(pool) == 0:
         return Health(math.nan, (0,) * pool.logits.shape[1], 0.0, None)
     head = queue.positions[:HEAD]
-    worth = acquisition.WORTH.get(strategy)
-    correlation = spearman(worth(pool), acquisition.entropy(pool)) if worth else math.nan
+    worth = WORTH.get(strategy)
+    correlation = spearman(worth(pool), entropy(pool)) if worth else math.nan
     predicted = _predicted(pool)
     in_head, in_pool = predicted[head].sum(0), predicted.sum(0)
     duplicates = near_duplicates(pool, head)

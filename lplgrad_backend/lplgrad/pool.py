@@ -43,6 +43,10 @@ class Pool(Protocol):
         """[L, D], those of the images that have a label."""
 
     @property
+    def labelled_counts(self) -> Tensor:
+        """[C], how many of these show each class."""
+
+    @property
     def predicted_losses(self) -> Tensor:
         """[N], what the loss-prediction module expects."""
 
@@ -61,10 +65,11 @@ class NetworkPool:
         network: in eval mode; norms count the parameters that are not frozen.
         images: uint8 [N, 3, S, S].
         labelled: uint8 [L, 3, S, S].
+        counts: [C], how many of these show each class.
     """
 
-    def __init__(self, network: Network, images: Tensor, labelled: Tensor) -> None:
-        self._network, self._images, self._labelled = network, images, labelled
+    def __init__(self, network: Network, images: Tensor, labelled: Tensor, counts: Tensor) -> None:
+        self._network, self._images, self._labelled, self._counts = network, images, labelled, counts
         self._gradient_norms = GradientNorms(network.main, multiple=self.multiple)
 
     def __len__(self) -> int:
@@ -89,6 +94,11 @@ class NetworkPool:
     def labelled_features(self) -> Tensor:
         """As of `Pool`."""
         return look_at(self._network, self._labelled, BATCH).features
+
+    @property
+    def labelled_counts(self) -> Tensor:
+        """As of `Pool`."""
+        return self._counts.to(self.logits.device)
 
     @cached_property
     def predicted_losses(self) -> Tensor:
@@ -135,10 +145,11 @@ class FeaturePool:
         network: with a linear head (`Network.head_is_linear`).
         stored: of the pool, as `look_at` gives it; its logits are not read, for the head may have been trained since.
         labelled: of the labelled images.
+        counts: [C], how many of these show each class.
     """
 
-    def __init__(self, network: Network, stored: Looked, labelled: Looked) -> None:
-        self._network, self._stored, self._labelled = network, stored, labelled
+    def __init__(self, network: Network, stored: Looked, labelled: Looked, counts: Tensor) -> None:
+        self._network, self._stored, self._labelled, self._counts = network, stored, labelled, counts
 
     def __len__(self) -> int:
         return len(self._stored.features)
@@ -164,6 +175,11 @@ class FeaturePool:
     def labelled_features(self) -> Tensor:
         """As of `Pool`."""
         return self._labelled.features
+
+    @property
+    def labelled_counts(self) -> Tensor:
+        """As of `Pool`."""
+        return self._counts.to(self.logits.device)
 
     @cached_property
     def predicted_losses(self) -> Tensor:
@@ -225,10 +241,10 @@ class Answers:
 class AnsweredPool:
     """A pool of which everything was measured beforehand, batch by batch."""
 
-    def __init__(self, answers: Answers, labelled_features: Tensor, multiple: bool) -> None:
+    def __init__(self, answers: Answers, labelled_features: Tensor, labelled_counts: Tensor, multiple: bool) -> None:
         self.answers, self.multiple = answers, multiple
-        self.logits, self.features = answers.logits, answers.features
-        self.predicted_losses, self.labelled_features = answers.predicted_losses, labelled_features
+        self.logits, self.features, self.predicted_losses = answers.logits, answers.features, answers.predicted_losses
+        self.labelled_features, self.labelled_counts = labelled_features, labelled_counts
 
     def __len__(self) -> int:
         return len(self.logits)

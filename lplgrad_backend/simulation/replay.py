@@ -242,12 +242,12 @@ class Replay:
         return order_pool(self._pool(labelled, pool), wish, seed, wanted)
 
     def _pool(self, labelled: NDArray[np.int64], pool: NDArray[np.int64]) -> Pool:
-        known, open_ones = self._part(labelled), self._part(pool)
+        known, open_ones, counts = self._part(labelled), self._part(pool), self._targets(labelled).sum(0)
         if isinstance(known, Looked) and isinstance(open_ones, Looked):
-            return FeaturePool(self._network, open_ones, known)
+            return FeaturePool(self._network, open_ones, known, counts)
         assert isinstance(known, Tensor)
         assert isinstance(open_ones, Tensor)
-        return NetworkPool(self._network, open_ones, known)
+        return NetworkPool(self._network, open_ones, known, counts)
 
     def _part(self, images: NDArray[np.int64]) -> Looked | Tensor:
         at, seen = torch.from_numpy(images), self._material.seen
