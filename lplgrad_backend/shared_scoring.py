@@ -48,7 +48,7 @@ class Sharing:
     """How the pool of a round is scored by several.
 
     Attributes:
-        folder: of the round, below that of all rounds; the network's weights are in it.
+        folder: of the round, below that of all rounds. What it trained is in it; of another network the weights are left.
         trained: of the network (`Recipe.trained`).
         invite: tells whoever may help how many shards there are.
     """
@@ -66,15 +66,12 @@ class Sharing:
             return list(scorer.measure(images, part, told))
 
         plan = self._plan(scorer.network, tasks, scorer.batch, scorer.temperatures, scorer.confidence)
-        return [one for part in self._gather(plan, score, read_measured, done) for one in part]
+        return [one for part in self._gather(scorer.network, plan, score, read_measured, done) for one in part]
 
     def see(self, frozen: FrozenFeatures, network: Network, tasks: Tasks, done: Told) -> Seen:
-        """What `frozen`, which looks with `network`, sees of the images. Its weights are left in the folder, if none are."""
-        if not (self.folder / WEIGHTS).exists():
-            with written("The network of a round", self.folder):
-                safetensors.torch.save_file(network.state_dict(), self.folder / WEIGHTS)
+        """What `frozen`, which looks with `network`, sees of the images."""
         plan = self._plan(network, tasks, BATCH, (), 1.0)
-        parts = self._gather(plan, frozen.see, lambda plan, shard, file: frozen.see(plan.part(shard)), done)
+        parts = self._gather(network, plan, frozen.see, lambda plan, shard, file: frozen.see(plan.part(shard)), done)
         return Seen.joined(parts, plan.size)
 
     def _plan(self, network: Network, tasks: Tasks, batch: int, ladder: Sequence[float], confidence: float) -> Plan:
@@ -95,6 +92,7 @@ class Sharing:
 
     def _gather(
         self,
+        network: Network,
         plan: Plan,
         score: Callable[[Tasks, Told], T],
         fetch: Callable[[Plan, int, Path], T | None],
@@ -103,6 +101,7 @@ class Sharing:
         if plan.count < 2:
             return [score(plan.tasks, done)]
         board = open_board(self.settings, self.folder.name)
+        self._leave(network)
         board.publish(plan)
         self.invite(min(plan.count - 1, MOST_HELPERS))
         wait = threading.Event().wait
@@ -110,6 +109,12 @@ class Sharing:
             return gather(board, plan, score, lambda shard: fetch(plan, shard, board.file(plan, shard)), done, wait)
         finally:
             board.close()
+
+    def _leave(self, network: Network) -> None:
+        """For helpers, if no network is there yet."""
+        if not (self.folder / WEIGHTS).exists():
+            with written("The network of a round", self.folder):
+                safetensors.torch.save_file(network.state_dict(), self.folder / WEIGHTS)
 
 
 def open_board(settings: Settings, name: str) -> Board:

@@ -44,14 +44,11 @@ from lplgrad_backend.processors import usable_processors
 from lplgrad_backend.resumption import Resumption, key_of
 from lplgrad_backend.rounds import OUTCOME, SCORES, WEIGHTS, Failure, Order, Outcome, Progress, Shards, receive
 from lplgrad_backend.scoring import (
-    Readable,
-    Scorer,
     by_norm,
     in_queue,
     load_network,
     order_measured,
     pool_scores,
-    readable,
 )
 from lplgrad_backend.settings import Settings
 from lplgrad_backend.shared_scoring import Sharing, help_out
@@ -155,9 +152,11 @@ def _score_only(order: Order, folder: Path, settings: Settings, images: Images, 
     store = Store(settings.model_dir)
     manifest = store.manifest(order.project, str(order.version))
     network = load_network(manifest, store.weights_path(order.project, manifest.version)).to(device_of(settings))
-    batch = scoring_batch(order.share)
-    scorer = Scorer(network, for_ordering=True, confidence=manifest.temperature, batch=batch)
-    found = _measure(scorer, order, images, report)
+    sharing = _sharing(order, folder, settings, str(manifest.recipe.get("trained", "all")))
+    tasks = [(entry.task, entry.uri) for entry in order.pool]
+    found = Sight(network, images, None, scoring_batch(order.share), sharing).pool(
+        tasks, TEMPERATURES[:1], manifest.temperature, lambda done: report(Phase.SCORING, done, len(tasks))
+    )
     known = store.scores(order.project, manifest.version)
     standing = insert([task for task, _ in found.tasks], found.measured, known, manifest.scale)
     write_scores(pool_scores(found, standing, len(order.labeling.classes)), folder / SCORES)
@@ -253,12 +252,6 @@ def acquisition_of(settings: Settings, draw: int = 0) -> Acquisition:
 def draw_of(order: Order) -> int:
     """A number that a pool has of its own, so that each round draws its random share anew and a repetition the same."""
     return zlib.crc32(repr([order.project, sorted(entry.task for entry in order.pool)]).encode())
-
-
-def _measure(scorer: Scorer, order: Order, images: Images, report: Reporter) -> Readable:
-    tasks = [(entry.task, entry.uri) for entry in order.pool]
-    measured = scorer.measure(images, tasks, lambda done: report(Phase.SCORING, done, len(tasks)))
-    return readable(tasks, list(measured))
 
 
 def _score_and_order(

@@ -17,6 +17,7 @@ import torch
 import torchvision
 from fake_label_studio import FakeLabelStudio
 from known_pool import alike_pool
+from redis_server import local_redis
 
 from lplgrad_backend.demo.dataset import CLASSES, Digits
 from lplgrad_backend.errors import ImageError, NotLearnable, SettingsError, TrainingError, VersionNotFound
@@ -275,6 +276,23 @@ class TestInThisProcess:
         assert not {*found.scores.tolist()} & {
             *first.scores.scores.tolist()
         }  # the same images, and none in another's place
+
+    def test_a_saved_version_scores_in_shards_that_others_may_take(
+        self, first: Round, site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        draft = manifest(first).model_dump(exclude={"files"})
+        Store(tmp_path).save(draft, first.folder / WEIGHTS, {}, first.scores)
+        order, found = site.order(version="v1", examples=[], share=4), []
+        with local_redis(tmp_path) as url:
+            for name, queue in (("1-alone", {}), ("1-shared", {"LPLGRAD_QUEUE_URL": url, "LPLGRAD_SHARD_SIZE": "1"})):
+                folder = tmp_path / "scratch" / name
+                folder.mkdir(parents=True)
+                run(order, folder, site.settings(tmp_path, **queue))
+                found.append(read_scores(folder / SCORES))
+                assert ('{"shards": 1}' in capsys.readouterr().out) == bool(queue), "two shards, one for a helper"
+        alone, shared = found
+        for name in ("tasks", "norms", "worth", "scores", "probabilities"):
+            np.testing.assert_array_equal(getattr(shared, name), getattr(alone, name))
 
     def test_of_a_version_that_is_not_there(self, site: Site, tmp_path: Path) -> None:
         with pytest.raises(VersionNotFound, match="v8"):
