@@ -15,20 +15,20 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from fake_label_studio import FakeLabelStudio
+from digits_site import BROKEN_EXAMPLE, BROKEN_TASK, LABELING, LABELLED, POOL, Site, digits_site
 from known_pool import alike_pool
 from redis_server import local_redis
 
-from lplgrad_backend.demo.dataset import CLASSES, Digits
+from lplgrad_backend.demo.dataset import Digits
 from lplgrad_backend.errors import ImageError, NotLearnable, SettingsError, TrainingError, VersionNotFound
-from lplgrad_backend.labeling import Example, Labeling
+from lplgrad_backend.labeling import Example
 from lplgrad_backend.lplgrad.acquisition import STRATEGIES
 from lplgrad_backend.lplgrad.network import Looked
 from lplgrad_backend.lplgrad.ordering import SAFE, TYPICALITY, Acquisition, order_pool
 from lplgrad_backend.lplgrad.pool import Answers, NetworkPool
 from lplgrad_backend.lplgrad.recipe import FROM_SCRATCH, recipe_from_plain
 from lplgrad_backend.lplgrad.spreading import GAP
-from lplgrad_backend.rounds import OUTCOME, SCORES, WEIGHTS, Order, Outcome, PoolTask, Progress, run_round
+from lplgrad_backend.rounds import OUTCOME, SCORES, WEIGHTS, Outcome, Progress, run_round
 from lplgrad_backend.scoring import Measured, Scorer, among, as_batch, load_network, order_measured, scale_of, scores_of
 from lplgrad_backend.settings import Settings, read_settings
 from lplgrad_backend.sight import Labelled
@@ -37,45 +37,11 @@ from lplgrad_backend.status import Phase, now
 from lplgrad_backend.store import Manifest, PoolScores, Store, read_scores
 from lplgrad_backend.trainer import Reporter, acquisition_of, complaints, draw_of, run, too_cold
 
-LABELING = Labeling(from_name="digit", to_name="image", data_key="image", classes=CLASSES, multiple=False)
-LABELLED, POOL = 20, 30
-BROKEN_EXAMPLE, BROKEN_TASK = 1, 101
-OPTIONS = {"LPLGRAD_BACKBONE": "mobilenet_v3_small", "LPLGRAD_BACKBONE_OPTIONS": '{"width_mult": 0.25}'}
-
-
-@dataclass(frozen=True)
-class Site:
-    """Digits in a Label Studio that listens on loopback: examples are tasks 1 …, the pool is tasks 101 …"""
-
-    url: str
-    token: str
-    digits: Digits
-
-    def settings(self, folder: Path, **environ: str) -> Settings:
-        known = {"MODEL_DIR": str(folder), "LABEL_STUDIO_URL": self.url, "LABEL_STUDIO_API_KEY": self.token}
-        return read_settings({**known, **OPTIONS, "LPLGRAD_THREADS": "1", **environ}, None)
-
-    def order(self, **changes: object) -> Order:
-        examples = [
-            Example(number, f"/data/upload/1/{digit.file.name}", tuple(float(digit.label == name) for name in CLASSES))
-            for number, digit in enumerate(self.digits.pool[:LABELLED], 1)
-        ]
-        pool = [
-            PoolTask(task=number, uri=f"/data/upload/1/{digit.file.name}")
-            for number, digit in enumerate(self.digits.pool[LABELLED : LABELLED + POOL], 101)
-        ]
-        examples[0] = Example(BROKEN_EXAMPLE, "/data/upload/1/broken.png", examples[0].target)
-        pool[0] = PoolTask(task=BROKEN_TASK, uri="/data/upload/1/missing.png")
-        return Order(project=1, labeling=LABELING, examples=examples, pool=pool).model_copy(update=changes)
-
 
 @pytest.fixture(scope="module")
 def site(digits: Digits) -> Iterator[Site]:
-    fake = FakeLabelStudio()
-    fake.uploads = {f"/data/upload/1/{digit.file.name}": digit.file.read_bytes() for digit in digits.pool}
-    fake.uploads["/data/upload/1/broken.png"] = b"<html>not an image</html>"
-    with fake.serving() as url:
-        yield Site(url, fake.legacy_token(), digits)
+    with digits_site(digits) as served:
+        yield served
 
 
 @dataclass(frozen=True)
