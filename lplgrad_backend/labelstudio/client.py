@@ -12,7 +12,7 @@ import requests
 from lplgrad_backend.errors import LabelStudioError, LabelStudioNotFound, LabelStudioRefused, LabelStudioUnreachable
 from lplgrad_backend.labelstudio.transport import Elsewhere, Transport, waiting
 
-PAGE = 1000
+PAGE = 500  # Label Studio on SQLite fails at 999 uploaded images and more: "Expression tree is too large"
 TASKS_PER_QUERY = 200  # by number: a request's line stays below the 4 kB that servers take
 ROWS_PER_PUSH = 2000  # 1.5 s; each request recounts all the project's tasks, so small ones are slow
 LONG_READING = 600.0  # seconds; an export takes 2.5 ms a task, deleting a version 6 ms a prediction

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from conftest import UPDATES_PER_ROUND
 from digits_project import DigitsProject
 
 from lplgrad_backend.demo.backend import Backend
+from lplgrad_backend.demo.dataset import write_digits
+from lplgrad_backend.demo.person import Person
+from lplgrad_backend.labelstudio import LabelStudio
 from lplgrad_backend.publication import SAMPLING
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -46,3 +50,15 @@ def test_the_first_labels_come_in_an_order_of_their_own(
     starts = ("start-1", "start-2")
     project.wait_until(lambda: not any(map(project.predictions, starts)), "what came before to be removed")
     assert project.status().cold_start is None
+
+
+def test_more_than_a_thousand_uploaded_images_get_one_too(
+    owner: Person, client: LabelStudio, backend: Backend, tmp_path: Path
+) -> None:
+    many = write_digits(tmp_path, pool=1100, held_out=0)
+    project = DigitsProject.create(owner, "Many uploads", many.pool, backend.models, many)
+    assert len({task for task, _ in client.unlabelled_tasks(project.number)}) == 1100
+    project.connect_model(backend.url)
+    project.wait_until(lambda: ordered_by(project, "start-1"), "an order before the first version")
+    scores = [score for _, _, score in client.unlabelled_scores(project.number)]
+    assert len(scores) == 1100 and None not in scores
