@@ -40,6 +40,11 @@ class Labelled:
     examples: list[Example]
     unreadable: dict[int, str]
 
+    @property
+    def counts(self) -> Tensor:
+        """How many of the images show each class, [C]."""
+        return (self.targets > 0).sum(0).cpu()
+
 
 class Sight:
     """Looks at images for one round.

@@ -172,7 +172,7 @@ def check_classes(labelled: Labelled, asked: int) -> None:
     Raises:
         NotLearnable: the images that can be read show fewer than two classes.
     """
-    if int((labelled.targets.sum(0) > 0).sum()) < 2:
+    if int((labelled.counts > 0).sum()) < 2:
         unreadable = len(labelled.unreadable)
         raise NotLearnable(f"{unreadable} of {asked} labelled images cannot be read; two classes are needed.")
 
@@ -270,10 +270,11 @@ def _score_and_order(
     found = sight.pool(tasks, ladder, confidence, lambda done: report(Phase.SCORING, done, len(tasks)))
     outcome, standing = Outcome(ordered_by=wanted.strategy), by_norm(found.measured)
     if found.measured:
-        features, counts = sight.features(labelled.images), (labelled.targets > 0).sum(0).cpu()
-        cold = too_cold(settings, wanted, labelled)
+        features, cold = sight.features(labelled.images), too_cold(settings, wanted, labelled)
         with _one_thread():
-            ordered = order_measured(found.measured, features, counts, multiple, wanted, settings.seed, cold=cold)
+            ordered = order_measured(
+                found.measured, features, labelled.counts, multiple, wanted, settings.seed, cold=cold
+            )
         standing = in_queue(ordered.queue, len(ordered.pool), ordered.random)
         outcome = Outcome(ordered_by=ordered.ordered_by, health=seen_of(ordered.health), warnings=complaints(ordered))
     write_scores(pool_scores(found, standing, len(order.labeling.classes)), folder / SCORES)
@@ -285,7 +286,7 @@ def too_cold(settings: Settings, wanted: Acquisition, labelled: Labelled) -> boo
     class). A network that learns its features from so few has none to compare by."""
     usual = wanted.strategy == DEFAULT and wanted.sharpness is not None and not wanted.strict
     frozen = isinstance(labelled.images, Looked)
-    return settings.cold_start and usual and frozen and is_cold((labelled.targets > 0).sum(0))
+    return settings.cold_start and usual and frozen and is_cold(labelled.counts)
 
 
 @contextlib.contextmanager
