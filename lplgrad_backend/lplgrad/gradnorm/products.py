@@ -73,8 +73,8 @@ def weight_gradients(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> Te
     """Per-image weight gradients [N, O, I / groups, k, k] of a convolution of x [N, I, H, W].
 
     Image by image, since oneDNN sums over a batch. Products of gathered windows or rows take as long or up to twice as long,
-    and Winograd's form, with half the multiplications, 1.5 to 2.7 times (measured: 64 channels on 32x32 and 56x56 places, 128
-    on 28x28): torch's products are slower than oneDNN's convolutions by more than that saves.
+    and Winograd's form, with half the multiplications, 1.5 to 2.7 times (measured: 64 channels on 32x32 and 56x56 places,
+    128 on 28x28): torch's products are slower than oneDNN's convolutions by more than that saves.
     """
     images = zip(x.split(1), g.split(1), strict=True)
     return torch.stack([image_weight_gradient(x_n, g_n, weight, window) for x_n, g_n in images])
