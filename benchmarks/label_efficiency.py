@@ -34,9 +34,8 @@ WEIGHTS = "mobilenet_v2_x0.35_features.pth"
 SEEDS = 30
 COMPARED = ("random", "lplgrad-coverage", "badge", "margin")
 STRATEGIES = (*COMPARED, "entropy", "lplgrad", "lplgrad-ladder", "predicted-loss", "coreset")
-FROM_SCRATCH = (*COMPARED, "lplgrad", "lplgrad-ladder")  # of the others, first
 PASSES = ((COMPARED, 4), (COMPARED, 15), (COMPARED, SEEDS), (STRATEGIES, 10), (STRATEGIES, SEEDS))
-SCRATCH_PASSES = (*((COMPARED, seeds) for seeds in (2, 4, 6, 8, 10)), (FROM_SCRATCH, 10), (STRATEGIES, 10))
+SCRATCH_PASSES = (*((COMPARED, seeds) for seeds in (2, 4, 6, 8, 10)), (STRATEGIES, 10))
 """What is run in turn, and how many seeds of it."""
 
 

@@ -35,7 +35,7 @@ ACCESS_SECONDS = 300.0
 __all__ = ["LABEL_CONFIG", "Asked", "FakeLabelStudio", "Fault", "WSGIAdapter"]
 
 PAGE = 30  # Label Studio's page size when none is asked for
-MOST_UPLOADS = 999  # in a page, with SQLite
+TOO_MANY_UPLOADS = 999  # in a page, with SQLite
 
 
 @dataclass
@@ -195,7 +195,7 @@ class FakeLabelStudio(Rules):
         if page > max(1, math.ceil(len(tasks) / size)):
             raise Refusal(404, "Invalid page.")
         shown = tasks[(page - 1) * size : page * size]
-        if sum("/data/upload/" in str(task["data"]) for task in shown) >= MOST_UPLOADS:
+        if sum("/data/upload/" in str(task["data"]) for task in shown) >= TOO_MANY_UPLOADS:
             raise Refusal(500, "Expression tree is too large (maximum depth 1000)")
         fields = asked.query.get("include", "id,data,project").split(",")
         if asked.query.get("fields") == "all":
