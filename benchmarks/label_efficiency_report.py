@@ -13,7 +13,7 @@ import numpy as np
 
 from lplgrad_backend.lplgrad.acquisition import DEFAULT
 from lplgrad_backend.simulation.replay import Budget, Round, Run
-from lplgrad_backend.simulation.report import explanation, picture, points, table
+from lplgrad_backend.simulation.report import explanation, picture, points, probability, table
 from lplgrad_backend.simulation.statistics import Curves, Interval, against, curves, saving, saving_sentence
 
 OTHERS = ("random", "badge", "margin")
@@ -98,7 +98,7 @@ def _cells(of: dict[str, Curves]) -> list[str]:
     cells = []
     for other in OTHERS:
         one = against(of, other)[DEFAULT]
-        cells.append(f"{points(one.difference)}, {one.wins:g}/{one.seeds}, p {one.p:.3f}")
+        cells.append(f"{points(one.difference)}, {one.wins:g}/{one.seeds}, p {probability(one.p)}")
     return cells
 
 

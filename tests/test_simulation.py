@@ -22,6 +22,7 @@ from lplgrad_backend.settings import Settings, read_settings
 from lplgrad_backend.simulation.datasets import DataSet, open_data
 from lplgrad_backend.simulation.features import prepare
 from lplgrad_backend.simulation.replay import Budget
+from lplgrad_backend.simulation.report import probability
 from lplgrad_backend.simulation.study import Study, budget_named, simulate, strategies_named
 
 ROOT = Path(__file__).parent.parent
@@ -249,7 +250,13 @@ def test_several_classes_per_image_from_a_csv_to_the_table(folder: Path, tmp_pat
     (tmp_path / "digits.csv").write_text("path,label\n" + "\n".join(rows))
     asked = Study(("random", "lplgrad-coverage"), 1, Budget(6, 6, 12))
     settings = settings_for(tmp_path, weights)
-    lines = simulate(str(tmp_path / "digits.csv"), settings, asked, tmp_path / "out", 1, lambda *news: None)
+    told: list[str] = []
+    lines = simulate(
+        str(tmp_path / "digits.csv"), settings, asked, tmp_path / "out", 1,
+        lambda what, done, total: told.append(f"{what} {done}"), told.append,
+    )  # fmt: skip
+    first = next(one for one in told if one.startswith(("Recipe", "runs")))
+    assert first.startswith("Recipe frozen: ")  # while there is still time to choose another one
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["plan"]["architecture"]["multiple"]
     assert results["plan"]["measures"]["plain"] == "mean average precision"
@@ -259,3 +266,13 @@ def test_several_classes_per_image_from_a_csv_to_the_table(folder: Path, tmp_pat
         for one in run["rounds"]:
             assert sum(one["per_class"]) > one["labels"] == len(set(one["chosen"])) + one["labels"] - 6
             assert 0.4 < one["accuracy"] <= 1
+
+
+def test_no_result_is_said_to_be_impossible_by_chance() -> None:
+    assert [probability(p) for p in (0.0, 0.00099, 0.001, 0.0164, 1.0)] == [
+        "< 0.001",
+        "< 0.001",
+        "0.001",
+        "0.016",
+        "1.000",
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -40,11 +41,12 @@ def simulate(
     asked = study.Study(study.strategies_named(strategies), seeds, study.budget_named(budget))
     settings = read_settings({**os.environ, **({"LPLGRAD_PRESET": preset} if preset else {})})
     console = open_console()
+    say = partial(console.print, markup=False)
     with _live(console) as progress:
-        lines = study.simulate(data, settings, asked, out, processes or usable_processors(), progress)
+        lines = study.simulate(data, settings, asked, out, processes or usable_processors(), progress, say)
     for line in lines:
-        console.print(line, markup=False)
-    console.print(f"Written: {out / 'curves.png'}, {out / 'table.md'}, {out / 'results.json'}", markup=False)
+        say(line)
+    say(f"Written: {out / 'curves.png'}, {out / 'table.md'}, {out / 'results.json'}")
 
 
 @contextmanager

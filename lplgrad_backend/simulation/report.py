@@ -89,12 +89,17 @@ def _against_random(found: Mapping[str, Curves], *, balanced: bool) -> dict[str,
 def _difference(one: Comparison | None) -> tuple[str, str, str]:
     if one is None:
         return "", "", ""
-    return points(one.difference), f"{one.wins:g}/{one.seeds}", f"{one.p:.3f}"
+    return points(one.difference), f"{one.wins:g}/{one.seeds}", probability(one.p)
 
 
 def points(one: Interval) -> str:
     """A difference of shares, in points, with its interval."""
     return f"{100 * one.mean:+.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
+
+
+def probability(p: float) -> str:
+    """Never "0.000": no number of seeds makes chance impossible."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _saving(found: Mapping[str, Curves], name: str) -> str:
@@ -112,7 +117,7 @@ def summary(found: Mapping[str, Curves], names: Measures = ONE_CLASS) -> list[st
             paired = compared[name]
             sentence += (
                 f"; {points(paired.difference)} points to random, better on {paired.wins:g} of {paired.seeds} seeds "
-                f"(p {paired.p:.3f}); {saving_sentence(saving(one, found[RANDOM]))}"
+                f"(p {probability(paired.p)}); {saving_sentence(saving(one, found[RANDOM]))}"
             )
         lines.append(sentence + ".")
     return lines
@@ -130,11 +135,12 @@ def picture(
     and every seed as a faint line."""
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title)
+    faint = min(0.4, 20 / sum(len(one.seeds) for one in found.values()))  # many lines must leave the means readable
     for axes, balanced in zip(figure.subplots(1, 2), (False, True), strict=True):
         for at, (name, one) in enumerate(sorted(found.items(), key=lambda pair: pair[0] != RANDOM)):
             colour, values = f"C{at}", one.of(balanced)
             bands = [interval(values[:, column]) for column in range(values.shape[1])]
-            axes.plot(one.labels, 100 * values.T, color=colour, alpha=0.06, linewidth=0.5)
+            axes.plot(one.labels, 100 * values.T, color=colour, alpha=faint, linewidth=0.6)
             axes.fill_between(
                 one.labels,
                 [100 * band.low for band in bands],

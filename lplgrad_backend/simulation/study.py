@@ -64,9 +64,20 @@ def budget_named(text: str) -> Budget:
     return Budget(first, each, last)
 
 
-def simulate(where: str, settings: Settings, study: Study, out: Path, processes: int, progress: Progress) -> list[str]:
+def simulate(
+    where: str,
+    settings: Settings,
+    study: Study,
+    out: Path,
+    processes: int,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> list[str]:
     """Simulate, write curves.png, table.md and results.json into `out`, and return the summary. Finished runs stay in
     `out` and are not made again, as long as data, network, recipe and budget are the same.
+
+    Args:
+        say: told how the network is trained before any run begins, since runs from scratch may take hours.
 
     Raises:
         SettingsError: data, weights or the folder cannot be used.
@@ -74,6 +85,8 @@ def simulate(where: str, settings: Settings, study: Study, out: Path, processes:
     """
     data = open_data(where, settings)
     prepared = prepare(data, settings, processes, lambda done, total: progress("reading images", done, total))
+    for sentence in prepared.sentences:
+        say(sentence)
     plan = _plan(data, prepared.material, study)
     folder = out / f"runs-{_digest(plan, prepared.material)}"
     wanted = wanted_runs(study.strategies, study.seeds)
@@ -87,10 +100,9 @@ def simulate(where: str, settings: Settings, study: Study, out: Path, processes:
             lambda done, total: progress("runs", done, total),
         )
         title = f"{data.name}: {prepared.material.architecture.backbone}"
-        summary = report.write(runs, plan, title, out, measures_of(data.multiple))
+        return report.write(runs, plan, title, out, measures_of(data.multiple))
     except OSError as error:
         raise SettingsError("--out", str(out), f"a folder that can be written ({error.strerror})") from error
-    return [*prepared.sentences, *summary]
 
 
 def _plan(data: DataSet, material: Material, study: Study) -> dict[str, Any]:
