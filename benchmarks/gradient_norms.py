@@ -6,7 +6,8 @@ One thread, float32, process CPU time. Everything that is compared runs once in 
 the median of the rounds' ratios, after two rounds to warm up: 9 rounds for what has a target, 3 to 5 for the others, after
 one. Freed memory is kept, as in the process that scores a round (rounds.ENVIRONMENT), for all that is compared. Memory is
 the peak of a process of its own, above the weights. Each network's numbers are saved as soon as they are
-there, so that it may be run in pieces. Writes gradient_norms.md and gradient_norms.json beside itself.
+there, so that it may be run in pieces; each kind of processor has its own. Writes gradient_norms.md and gradient_norms.json
+beside itself.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from benchmarks.gradient_norms_page import page
+from benchmarks.gradient_norms_settings import MODELS, TARGETS, Setting
 from lplgrad_backend.lplgrad.gradnorm import GradientNorms
+from lplgrad_backend.lplgrad.gradnorm.entropy import entropy_gradient
 from lplgrad_backend.lplgrad.gradnorm.trace import Kind
 from lplgrad_backend.lplgrad.network import Architecture, Network
 from lplgrad_backend.rounds import ENVIRONMENT
@@ -41,45 +44,6 @@ HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "gradient_norms.json", HERE / "gradient_norms.md"
 CHECKED = 1
 CLASSES = 10
-HEAVY = ("vgg11_bn", "wide_resnet50_2", "inception_v3", "efficientnet_v2_s", "swin_t", "swin_v2_t", "maxvit_t")
-"""Networks that are measured with two images, for time."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A network, its images, and what was asked of it: the most it may cost in forward passes, the least speed-up."""
-
-    backbone: str
-    side: int = 224
-    count: int = 4
-    small_stem: bool = False
-    most_cost: float | None = None
-    least_speedup: float | None = None
-    rounds: int = 3
-
-    @property
-    def name(self) -> str:
-        stem = " small stem" if self.small_stem else ""
-        return f"{self.backbone}{stem} {self.side}x{self.side} N={self.count}"
-
-
-TARGETS = (
-    Setting("resnet18", 32, 16, True, 2.6, 2.8, rounds=9),
-    Setting("resnet18", 224, 4, False, 2.75, 1.8, rounds=9),
-    Setting("mobilenet_v3_small", 224, 16, False, 3.3, 2.6, rounds=9),
-    Setting("vit_b_16", rounds=5),
-    Setting("convnext_tiny", rounds=5),
-)
-SIDES = {"inception_v3": 299, "swin_v2_t": 256}
-MODELS = tuple(
-    Setting(name, SIDES.get(name, 224), 2 if name in HEAVY else 4, rounds=5 if name in ("vit_b_16", "convnext_tiny") else 3)
-    for name in (
-        "alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "googlenet",
-        "inception_v3", "squeezenet1_1", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "shufflenet_v2_x1_0",
-        "mnasnet1_0", "efficientnet_b0", "efficientnet_v2_s", "regnet_y_400mf", "convnext_tiny", "vit_b_16", "swin_t",
-        "swin_v2_t", "maxvit_t",
-    )
-)  # fmt: skip
 
 
 def network_of(setting: Setting) -> nn.Module:
@@ -186,6 +150,7 @@ def exactness(setting: Setting) -> dict[str, Any]:
     oracle = reference.gradient_norms(network, images)
     errors["trained"] = _error(network, images, oracle)
     errors["float64"] = _error(copy.deepcopy(network).double(), images.double(), oracle)
+    errors["loop in float32"] = _worst(loop_with_closed_seed(network, images), oracle)
     layout = torch.channels_last
     turned = network.to(memory_format=layout)  # type: ignore[call-overload]
     errors["trained, channels last"] = _error(turned, images.contiguous(memory_format=layout), oracle)
@@ -202,9 +167,23 @@ def exactness(setting: Setting) -> dict[str, Any]:
     return {"errors": errors, "bfloat16": round(100 * half, 2), "tensors": tensors, "by_rule": by_rule}
 
 
+def loop_with_closed_seed(network: nn.Module, images: Tensor) -> Tensor:
+    """Batches of one in the network's own precision, without the error of differentiating the entropy: float64 [N]."""
+    norms = []
+    for image in images.split(1):
+        network.zero_grad()
+        logits = network(image)
+        logits.backward(entropy_gradient(logits.detach(), False, 1.0).to(logits))
+        norms.append(sum(one.grad.double().norm() for one in network.parameters() if one.grad is not None))
+    return torch.stack(norms)
+
+
 def _error(network: nn.Module, images: Tensor, oracle: Tensor) -> float | None:
+    return _worst(GradientNorms(network).measure(images).norms, oracle)
+
+
+def _worst(found: Tensor, oracle: Tensor) -> float | None:
     """None where all norms are below what logits of float32 can tell from equal ones."""
-    found = GradientNorms(network).measure(images).norms
     if oracle.max() < 1e-12:
         return None
     error = (found - oracle).abs() / oracle.clamp(min=1e-3 * float(oracle.max()))
@@ -231,9 +210,6 @@ def _kilobytes(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-# The page
-
-
 def measured(setting: Setting, rounds: int) -> dict[str, Any]:
     return {**cost(setting, rounds), **exactness(setting), "megabytes": round(memory(setting))}
 
@@ -248,107 +224,6 @@ def machine() -> dict[str, Any]:
         "processor": cpu[0] if cpu else platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__,
         "torchvision": torchvision.__version__, "python": platform.python_version(), "threads": 1,
     }  # fmt: skip
-
-
-def page(results: Mapping[str, Any]) -> str:
-    facts, rows = results["machine"], results["settings"]
-    return "\n".join([
-        "# Exact gradient norms: cost, error, memory\n",
-        "Made by `benchmarks/gradient_norms.py`, which says how. One thread of",
-        f"{facts['cores']} cores ({facts['processor']}), torch {facts['torch']}, float32; other programs were running",
-        "beside it, so ratios count and seconds do not. Not measured on a GPU: none was at hand.\n",
-        "## Against what was asked\n",
-        "1.0 is the fastest eager forward pass, contiguous or channels last, of the same batch; *step* is an ordinary",
-        "batched forward and backward pass; *loop* is the authors' batch of one. Memory is the peak above the weights.",
-        "The last column is the largest error, in %, that `activations=torch.bfloat16` makes on four images after some",
-        "training, on the processor; it is meant for GPUs, where it was not measured.\n",
-        "| network | exact | asked | step | faster than the loop | asked | cheaper than a step | memory, MB | bfloat16 |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *[_target_row(setting, rows[setting.name]) for setting in TARGETS if setting.name in rows],
-        "",
-        *_misses(rows),
-        "\n## Every network\n",
-        "Error is the largest of an image's score against the float64 loop, in thousandths of it (asked: 1): with new",
-        "weights, after some training, that with the rules in float64, which tells rounding from a wrong rule, and that",
-        "with channels last; – where the new network's logits are all equal.",
-        "Tensors: how many parameter tensors have a rule, of all. Rounds: how many ratios the medians are of.",
-        *_stars(rows),
-        "| network | error, new | trained | in float64 | channels last | by rule | exact | step | faster than the loop | "
-        "memory, MB | rounds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-        *[_model_row(setting, rows[setting.name]) for setting in MODELS if setting.name in rows],
-        "",
-        *_dearer(rows),
-        *_unmeasured(rows),
-        *_ablation(results.get("ablation")),
-    ]) + "\n"  # fmt: skip
-
-
-def _stars(rows: Mapping[str, Any]) -> list[str]:
-    earlier = any(row.get("earlier") for row in rows.values())
-    return ["A star: measured before the last changes to the rules.\n" if earlier else ""]
-
-
-def _target_row(setting: Setting, row: Mapping[str, Any]) -> str:
-    star = " *" if row.get("earlier") else ""
-    most = "" if setting.most_cost is None else f"≤ {setting.most_cost}"
-    least = "" if setting.least_speedup is None else f"≥ {setting.least_speedup} x"
-    cheaper = "yes" if row["against_step"] < 1 else "no"
-    return (
-        f"| {setting.name}{star} | {row['cost']:.2f} | {most} | {row['step_cost']:.2f} | {row['speedup']:.1f} x | {least} | "
-        f"{cheaper} ({row['against_step']:.2f}) | {row['megabytes']} | {row.get('bfloat16', '–')} |"
-    )
-
-
-def _model_row(setting: Setting, row: Mapping[str, Any]) -> str:
-    errors = " | ".join("–" if error is None else f"{error:g}" for error in row["errors"].values())
-    star = " *" if row.get("earlier") else ""
-    return (
-        f"| {setting.name}{star} | {errors} | {row['by_rule']} of {row['tensors']} | {row['cost']:.2f} | "
-        f"{row['step_cost']:.2f} | {row['speedup']:.1f} x | {row['megabytes']} | {row['rounds']} |"
-    )
-
-
-def _misses(rows: Mapping[str, Any]) -> list[str]:
-    """What was asked and is not reached, a sentence each."""
-    found = []
-    for setting in (one for one in TARGETS if one.name in rows):
-        row = rows[setting.name]
-        if setting.most_cost is not None and row["cost"] > setting.most_cost:
-            found.append(f"- Missed: {setting.name} costs {row['cost']:.2f} forward passes, not {setting.most_cost}.")
-        if setting.least_speedup is not None and row["speedup"] < setting.least_speedup:
-            least = setting.least_speedup
-            found.append(f"- Missed: {setting.name} is {row['speedup']:.2f} x as fast as the loop, not {least} x.")
-    return found
-
-
-def _dearer(rows: Mapping[str, Any]) -> list[str]:
-    measured = [(one.backbone, rows[one.name]["against_step"]) for one in MODELS if one.name in rows]
-    names = [f"{name} ({ratio:.2f})" for name, ratio in measured if ratio > 1]
-    return [f"Dearer than an ordinary forward and backward pass: {', '.join(names)}.\n"] if names else []
-
-
-def _ablation(found: Mapping[str, Any] | None) -> list[str]:
-    if found is None:
-        return []
-    names = list(found["without"])
-    shortcuts = found["without"][names[0]]
-    return [
-        "\n## What each shortcut is worth\n",
-        "Time without it over time with all (`benchmarks/gradient_norms_ablation.py`, median of",
-        f"{found['rounds']} rounds, good to about 0.04); 1 where a network has no use for it.\n",
-        f"| without | {' | '.join(names)} |",
-        f"|---|{'---|' * len(names)}",
-        *[
-            " | ".join(["| " + one, *(f"{row[one]:.2f}" for row in found["without"].values())]) + " |"
-            for one in shortcuts
-        ],
-    ]
-
-
-def _unmeasured(rows: Mapping[str, Any]) -> list[str]:
-    names = [setting.name for setting in dict.fromkeys((*TARGETS, *MODELS)) if setting.name not in rows]
-    return [f"Not measured yet: {', '.join(names)}."] if names else []
 
 
 def main() -> None:
@@ -369,15 +244,16 @@ def main() -> None:
         print(peak_of(settings[options.memory_of]))
         return
     warnings.simplefilter("error")
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"settings": {}}
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = found.setdefault(torch.backends.cpu.get_cpu_capability(), {"settings": {}})
     for name, setting in settings.items():
         if options.only and setting.backbone not in options.only and name not in options.only:
             continue
         results["machine"] = machine()
         results["settings"][name] = measured(setting, options.rounds or setting.rounds)
         print(name, results["settings"][name], flush=True)
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        PAGE.write_text(page(results))
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+        PAGE.write_text(page(found))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gradient_norms import PAGE, RESULTS, TARGETS, images_of, network_of, page, seconds
+from benchmarks.gradient_norms import PAGE, RESULTS, images_of, network_of, seconds
+from benchmarks.gradient_norms_page import page
+from benchmarks.gradient_norms_settings import TARGETS
 from lplgrad_backend.lplgrad.gradnorm import GradientNorms, convolution, matrices, products, scorer, trace
 
 SETTINGS = TARGETS[:3]
@@ -42,6 +44,7 @@ WITHOUT: dict[str, Without] = {
     "the activation in the convolution": lambda: patch.object(trace, "activation_of", lambda *_: None),
     "weights arranged once": lambda: patch.object(convolution, "packable", _never),
     "products by oneDNN": lambda: patch.object(matrices, "LARGE", 2**60),
+    "products of shifted maps": lambda: patch.object(products, "are_shifts_cheaper", _never),
     "rules kept from call to call": lambda: patch.object(scorer, "_state", lambda tensor: object()),
     "Gram matrices of convolutions": lambda: patch.object(convolution, "gram_is_cheaper", _never),
     "Gram matrices of 1x1 convolutions": lambda: patch.object(convolution, "outer_gram_is_cheaper", _never),
@@ -77,7 +80,7 @@ def main() -> None:
         found[setting.name] = ratios(network_of(setting), images_of(setting, setting.count), options.rounds)
         print(setting.name, found[setting.name], flush=True)
     results = json.loads(RESULTS.read_text())
-    results["ablation"] = {"rounds": options.rounds, "without": found}
+    results[torch.backends.cpu.get_cpu_capability()]["ablation"] = {"rounds": options.rounds, "without": found}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     PAGE.write_text(page(results))
 

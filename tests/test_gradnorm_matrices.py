@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lplgrad_backend.lplgrad.gradnorm import matrices
-from lplgrad_backend.lplgrad.gradnorm.matrices import grams, linear, outer_sums
+from lplgrad_backend.lplgrad.gradnorm.matrices import grams, inner_products, linear, outer_sums
 
 SIZES = st.integers(1, 40)
 
@@ -26,6 +26,7 @@ def agree(found: Tensor, oracle: Tensor) -> None:
 @pytest.fixture(params=[1, matrices.LARGE, 2**60], ids=["one by one", "by size", "in a batch"])
 def large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matrices, "LARGE", request.param)
+    monkeypatch.setattr(matrices, "has_wide_vectors", lambda: True)
 
 
 @pytest.mark.usefixtures("large")
@@ -57,6 +58,23 @@ def test_any_size(places: int, inputs: int, outputs: int) -> None:
 
 def test_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matrices, "ONEDNN", None)
+    a = numbers(1, 300, 300)
+    agree(grams(a), a.double() @ a.double().mT)
+
+
+def test_inner_products_add_up_in_single_precision_at_least() -> None:
+    a, b = numbers(3, 50, 40), numbers(3, 40, 50)
+    wanted = (a.double().flatten(1) * b.double().flatten(1)).sum(1)
+    agree(inner_products(a, b), wanted)
+    assert inner_products(a.double(), b.double()).dtype == torch.float64
+    half = a.bfloat16()
+    assert inner_products(half, half).dtype == torch.float32
+    agree(inner_products(half, half), half.double().square().sum((1, 2)))
+
+
+def test_narrow_vectors_leave_large_products_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrices, "_onednn", lambda *_: pytest.fail("one matrix at a time"))
+    monkeypatch.setattr(matrices, "has_wide_vectors", lambda: False)
     a = numbers(1, 300, 300)
     agree(grams(a), a.double() @ a.double().mT)
 

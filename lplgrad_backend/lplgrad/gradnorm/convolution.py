@@ -199,7 +199,7 @@ class Convolution:
     def _weight_gradient(self, target: Target, gradients: Tensor) -> Tensor:
         """With the norm's scale; of a tensor used once, the lengths of its rows will do."""
         if target.alone:
-            lengths: Tensor = torch.linalg.vector_norm(gradients.flatten(2), dim=2)
+            lengths: Tensor = torch.linalg.vector_norm(gradients, dim=(2, 3, 4))
             return lengths if self.norm is None else lengths * self.norm.scale
         return gradients if self.norm is None else gradients * self.norm.scale.view(-1, 1, 1, 1)
 

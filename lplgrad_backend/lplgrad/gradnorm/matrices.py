@@ -1,8 +1,9 @@
 """Products of matrices, by the faster of the two libraries that torch has for them on a processor.
 
-torch multiplies float32 matrices by MKL, which leaves half the width of an AMD processor idle (measured on an EPYC: 100
+torch multiplies float32 matrices by MKL, which leaves half of AVX-512 idle on an AMD processor (measured on an EPYC: 100
 thousand million operations a second, of 250). oneDNN, which does torch's convolutions, uses all of it on every make, but
-takes one matrix at a time. So large products go there and small ones stay in a batch.
+takes one matrix at a time. So large products go there and small ones stay in a batch, and all do where vectors are no wider
+than AVX2's, which MKL fills.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ ONEDNN: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointw
 
 LARGE = 2**21
 """Multiplications from which a product is worth a call of its own (measured: about equal from 2**19 to 2**22)."""
+
+
+def has_wide_vectors() -> bool:
+    """Whether torch computes in AVX-512."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -43,6 +49,14 @@ def outer_sums(a: Tensor, g: Tensor) -> Tensor:
     return torch.stack([_onednn(g_n.mT, a_n.mT) for a_n, g_n in zip(a, g, strict=True)])
 
 
+def inner_products(left: Tensor, right: Tensor) -> Tensor:
+    """Sum of the products of two [M, ...] that have as many numbers each -> [M], at least float32."""
+    left, right = left.reshape(len(left), 1, -1), right.reshape(len(right), -1, 1)
+    if left.dtype in (torch.bfloat16, torch.float16):  # bmm would round the sum
+        left, right = left.float(), right.float()
+    return torch.bmm(left, right).view(-1)
+
+
 def _is_for_onednn(one: Tensor, multiplications: int) -> bool:
     return (
         multiplications >= LARGE
@@ -50,6 +64,7 @@ def _is_for_onednn(one: Tensor, multiplications: int) -> bool:
         and one.device.type == "cpu"
         and one.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
+        and has_wide_vectors()
     )
 
 

@@ -8,18 +8,21 @@ G_n = sum_p g_np (x) a_np                       the weight gradient of image n
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lplgrad_backend.lplgrad.gradnorm.matrices import grams, outer_sums
-from lplgrad_backend.lplgrad.gradnorm.tally import at_least_single, squared_norms
+from lplgrad_backend.lplgrad.gradnorm.matrices import grams, has_wide_vectors, inner_products, outer_sums
+from lplgrad_backend.lplgrad.gradnorm.tally import squared_norms
 
 SHIFT_COST = 12.0
 """Adding one number of a Gram matrix takes as long as this many multiplications inside a matrix product (measured)."""
 
+FEWEST_CHANNELS = 32
+"""In and out, from which products of shifted maps pay (measured: at 16 they take as long as oneDNN image by image)."""
 
 LARGEST_DIRECT_KERNEL = 3
 """oneDNN has a fast weight gradient for depthwise kernels up to this size (measured: 5x5 takes 8 times as long)."""
@@ -51,7 +54,7 @@ def outer_squares(a: Tensor, g: Tensor) -> Tensor:
     if positions == 1:
         return squared_norms(a) * squared_norms(g)
     if outer_gram_is_cheaper(positions, inputs, outputs):
-        return (grams(a) * grams(g)).sum((1, 2), dtype=at_least_single(a))
+        return inner_products(grams(a), grams(g))
     return squared_norms(outer_sums(a, g))
 
 
@@ -70,14 +73,60 @@ def image_weight_gradient(x: Tensor, g: Tensor, weight: Tensor, window: Window) 
 
 
 def weight_gradients(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> Tensor:
-    """Per-image weight gradients [N, O, I / groups, k, k] of a convolution of x [N, I, H, W].
+    """Per-image weight gradients [N, O, I / groups, k, k] of a convolution of x [N, I, H, W], the cheaper of two ways."""
+    if are_shifts_cheaper(x, weight, window):
+        return shifted_weight_gradients(x, g, weight, window)
+    return weight_gradients_one_by_one(x, g, weight, window)
 
-    Image by image, since oneDNN sums over a batch. Products of gathered windows or rows take as long or up to twice as long,
-    and Winograd's form, with half the multiplications, 1.5 to 2.7 times (measured: 64 channels on 32x32 and 56x56 places,
-    128 on 28x28): torch's products are slower than oneDNN's convolutions by more than that saves.
+
+def are_shifts_cheaper(x: Tensor, weight: Tensor, window: Window) -> bool:
+    """Whether products of shifted maps are faster than oneDNN image by image.
+
+    Measured: with AVX2 they take half to nine tenths of the time from FEWEST_CHANNELS on; with AVX-512, where MKL leaves
+    half of the processor idle (matrices.py), as long or up to twice as long, and Winograd's form, with half the
+    multiplications, 1.5 to 2.7 times. On a GPU each image of its own would cost a launch.
     """
+    if x.device.type != "cpu":
+        return True
+    return window.groups == 1 and min(weight.shape[:2]) >= FEWEST_CHANNELS and not has_wide_vectors()
+
+
+def weight_gradients_one_by_one(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> Tensor:
+    """By the layer's own backward pass, which sums over a batch."""
     images = zip(x.split(1), g.split(1), strict=True)
     return torch.stack([image_weight_gradient(x_n, g_n, weight, window) for x_n, g_n in images])
+
+
+def shifted_weight_gradients(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> Tensor:
+    """A product of matrices for each offset d in the kernel window:  G_n,d = sum_p g_np (x) a_n,(p + d).
+
+    x and g are laid out in rows of one length, x with the zeros around it and g with zeros where x's rows are longer, so
+    that p + d is p moved on by a fixed number of places and nothing is copied for a d. With a stride the maps of every
+    stride-th row and column take x's place.
+    """
+    outputs, inputs, height, width = weight.shape
+    (down, right), (dilation, across), groups = window.stride, window.dilation, window.groups
+    rows, columns = g.shape[2], g.shape[3] + (width - 1) * across // right
+    maps = _phases(x, window, rows + (height - 1) * dilation // down + 1, columns)
+    gradients = F.pad(g, (0, columns - g.shape[3])).unflatten(1, (groups, outputs // groups))
+    gradients = gradients.permute(0, 1, 3, 4, 2).reshape(-1, rows * columns, outputs // groups)
+    taps = []
+    for i, j in itertools.product(range(0, height * dilation, dilation), range(0, width * across, across)):
+        start = i // down * columns + j // right
+        moved = maps[:, :, i % down, :, j % right].reshape(len(gradients), -1, inputs)[
+            :, start : start + rows * columns
+        ]
+        taps.append(torch.bmm(moved.mT, gradients))
+    found = torch.stack(taps, 1).view(len(x), groups, height, width, inputs, -1)
+    return found.permute(0, 1, 5, 4, 2, 3).flatten(1, 2)
+
+
+def _phases(x: Tensor, window: Window, rows: int, columns: int) -> Tensor:
+    """x with zeros around, by the remainders of row and column: [N * groups, rows, stride, columns, stride, I / groups]."""
+    (down, right), (top, left) = window.stride, window.padding
+    edges = left, columns * right - left - x.shape[3], top, rows * down - top - x.shape[2]
+    framed: Tensor = F.pad(x, edges).unflatten(1, (window.groups, -1)).permute(0, 1, 3, 4, 2)
+    return framed.reshape(-1, rows, down, columns, right, framed.shape[-1])
 
 
 def depthwise_gradients(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> Tensor:
@@ -89,7 +138,7 @@ def depthwise_gradients(x: Tensor, g: Tensor, weight: Tensor, window: Window) ->
     images, channels = g.shape[:2]
     height, width = weight.shape[2:]
     if channels_last(x) and max(height, width) <= LARGEST_DIRECT_KERNEL:
-        return weight_gradients(x, g, weight, window)
+        return weight_gradients_one_by_one(x, g, weight, window)
     (top, left), (down, right) = window.padding, window.stride
     planes = x.reshape(1, images * channels, *x.shape[2:])
     filters = g.reshape(images * channels, 1, *g.shape[2:])
@@ -112,8 +161,7 @@ def gram_squares(x: Tensor, g: Tensor, kernel: tuple[int, int], window: Window) 
     pixels = _gram(x, groups).view(-1, rows, columns, rows, columns)
     for axis, (count, size) in enumerate(((kernel[0], height), (kernel[1], width)), start=1):
         pixels = _sum_along_kernel(pixels, axis, count, size, window)
-    product = pixels.view(-1, height * width, height * width) * _gram(g, groups)
-    return product.sum((1, 2), dtype=at_least_single(x)).view(images, groups).sum(1)
+    return inner_products(pixels, _gram(g, groups)).view(images, groups).sum(1)
 
 
 def _gram(features: Tensor, groups: int) -> Tensor:
@@ -125,11 +173,15 @@ def _sum_along_kernel(pixels: Tensor, axis: int, count: int, size: int, window: 
     """Sum of the diagonal shifts of a Gram matrix [M, H, W, H, W] along one axis of the image; H or W becomes `size`.
     The zeros around an image add nothing."""
     stride, pixel_count = window.stride[axis - 1], pixels.shape[axis]
-    shape = [*pixels.shape]
-    shape[axis] = shape[axis + 2] = size
-    total = pixels.new_zeros(shape)
-    for tap in range(count):
-        offset = tap * window.dilation[axis - 1] - window.padding[axis - 1]
+    offsets = [tap * window.dilation[axis - 1] - window.padding[axis - 1] for tap in range(count)]
+    if stride == 1 and size == pixel_count and 0 in offsets:
+        total = pixels.clone()  # saves writing zeros, and adding to them
+        offsets.remove(0)
+    else:
+        shape = [*pixels.shape]
+        shape[axis] = shape[axis + 2] = size
+        total = pixels.new_zeros(shape)
+    for offset in offsets:
         first, last = max(0, -(offset // stride)), min(size - 1, (pixel_count - 1 - offset) // stride)
         if first <= last:
             start = first * stride + offset

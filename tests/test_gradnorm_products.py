@@ -1,0 +1,95 @@
+"""Weight gradients of convolutions and their norms, each way, against autograd in float64 and one image at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lplgrad_backend.lplgrad.gradnorm import products
+from lplgrad_backend.lplgrad.gradnorm.products import (
+    FEWEST_CHANNELS,
+    Window,
+    are_shifts_cheaper,
+    gram_squares,
+    shifted_weight_gradients,
+    weight_gradients,
+    weight_gradients_one_by_one,
+)
+
+Problem = tuple[Tensor, Tensor, Tensor, Window]
+
+
+def problem(
+    images: int, channels: tuple[int, int], size: tuple[int, int], kernel: tuple[int, int], window: Window
+) -> Problem:
+    """x, g and the weight; channels are those of a group."""
+    random = torch.Generator().manual_seed(sum((images, *channels, *size, *kernel)))
+    x = torch.randn(images, channels[0] * window.groups, *size, generator=random)
+    weight = torch.randn(channels[1] * window.groups, channels[0], *kernel, generator=random)
+    outputs = F.conv2d(x, weight, None, window.stride, window.padding, window.dilation, window.groups)
+    return x, torch.randn(outputs.shape, generator=random), weight, window
+
+
+def oracle(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> Tensor:
+    """Per-image weight gradients, float64."""
+    found = []
+    for image, gradient in zip(x.double().split(1), g.double().split(1), strict=True):
+        leaf = weight.double().requires_grad_()
+        outputs = F.conv2d(image, leaf, None, window.stride, window.padding, window.dilation, window.groups)
+        found.append(torch.autograd.grad(outputs, leaf, gradient)[0])
+    return torch.stack(found)
+
+
+def agree(found: Tensor, wanted: Tensor) -> None:
+    assert found.shape == wanted.shape
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+
+
+pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+windows = st.builds(
+    Window,
+    stride=pairs,
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    dilation=pairs,
+    groups=st.integers(1, 3),
+)
+
+
+@given(
+    images=st.integers(1, 3), channels=st.tuples(st.integers(1, 5), st.integers(1, 5)), kernel=pairs, window=windows,
+    size=st.tuples(st.integers(7, 12), st.integers(7, 12)), last=st.booleans(),
+)  # fmt: skip
+def test_every_way_agrees_with_autograd(
+    images: int, channels: tuple[int, int], kernel: tuple[int, int], window: Window, size: tuple[int, int], last: bool
+) -> None:
+    x, g, weight, window = problem(images, channels, size, kernel, window)
+    layout = torch.channels_last if last else torch.contiguous_format
+    x, g = x.contiguous(memory_format=layout), g.contiguous(memory_format=layout)
+    wanted = oracle(x, g, weight, window)
+    for way in (shifted_weight_gradients, weight_gradients_one_by_one, weight_gradients):
+        agree(way(x, g, weight, window), wanted)
+    agree(gram_squares(x, g, kernel, window), wanted.square().sum((1, 2, 3, 4)))
+
+
+class TestTheChoice:
+    PLAIN = Window((1, 1), (1, 1), (1, 1), 1)
+
+    def test_products_replace_onednn_where_vectors_are_narrow(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        x, _, weight, window = problem(1, (FEWEST_CHANNELS, FEWEST_CHANNELS), (8, 8), (3, 3), self.PLAIN)
+        for wide in (True, False):
+            monkeypatch.setattr(products, "has_wide_vectors", lambda wide=wide: wide)
+            assert are_shifts_cheaper(x, weight, window) is not wide
+
+    def test_few_channels_and_groups_stay_with_onednn(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(products, "has_wide_vectors", lambda: False)
+        for channels, groups in (((3, 64), 1), ((64, 3), 1), ((64, 64), 2)):
+            x, _, weight, window = problem(1, channels, (8, 8), (3, 3), Window((1, 1), (1, 1), (1, 1), groups))
+            assert not are_shifts_cheaper(x, weight, window)
+
+    def test_a_gpu_is_not_asked_once_for_each_image(self) -> None:
+        elsewhere = torch.empty(1, 3, 8, 8, device="meta")
+        assert are_shifts_cheaper(elsewhere, torch.empty(8, 3, 3, 3, device="meta"), self.PLAIN)
