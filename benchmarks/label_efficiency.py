@@ -26,7 +26,8 @@ from lplgrad_backend.lplgrad.recipe import PAPER
 from lplgrad_backend.settings import Settings, read_settings
 from lplgrad_backend.simulation.datasets import DataSet, open_data
 from lplgrad_backend.simulation.features import prepare
-from lplgrad_backend.simulation.replay import Budget, Material, Run
+from lplgrad_backend.simulation.material import Budget, Material
+from lplgrad_backend.simulation.replay import Run
 from lplgrad_backend.simulation.runs import Wanted, run_all, wanted_runs
 
 HERE = Path(__file__).parent

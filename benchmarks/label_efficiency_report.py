@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from lplgrad_backend.lplgrad.acquisition import DEFAULT
-from lplgrad_backend.simulation.replay import Budget, Round, Run
+from lplgrad_backend.simulation.material import Budget
+from lplgrad_backend.simulation.replay import Round, Run
 from lplgrad_backend.simulation.report import explanation, picture, points, probability, table
 from lplgrad_backend.simulation.statistics import Curves, Interval, against, curves, saving, saving_sentence
 

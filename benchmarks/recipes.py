@@ -29,7 +29,7 @@ from lplgrad_backend.lplgrad.network import Looked, Network
 from lplgrad_backend.lplgrad.recipe import FROM_SCRATCH, HEAD, Recipe
 from lplgrad_backend.lplgrad.training import fit, look_at
 from lplgrad_backend.simulation.features import prepare
-from lplgrad_backend.simulation.replay import Budget, Material, divide
+from lplgrad_backend.simulation.material import Budget, Material, divide
 
 HERE = Path(__file__).parent
 WARM = "warm start from a network of half the labels"

@@ -12,7 +12,8 @@ import torch
 from lplgrad_backend.demo.dataset import write_digits
 from lplgrad_backend.lplgrad.network import Architecture, Looked, Network
 from lplgrad_backend.lplgrad.recipe import HEAD
-from lplgrad_backend.simulation.replay import Budget, Material, Round, Run
+from lplgrad_backend.simulation.material import Budget, Material
+from lplgrad_backend.simulation.replay import Round, Run
 
 ARCHITECTURE = Architecture("mobilenet_v2", 3, False, 32, False, options={"width_mult": 0.25})
 BUDGET = Budget(6, 6, 18)

@@ -21,7 +21,7 @@ from lplgrad_backend.lplgrad.network import Architecture, Network
 from lplgrad_backend.settings import Settings, read_settings
 from lplgrad_backend.simulation.datasets import DataSet, open_data
 from lplgrad_backend.simulation.features import prepare
-from lplgrad_backend.simulation.replay import Budget
+from lplgrad_backend.simulation.material import Budget
 from lplgrad_backend.simulation.report import probability
 from lplgrad_backend.simulation.study import Study, budget_named, simulate, strategies_named
 

@@ -8,11 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from simulated import BUDGET, blobs
+import torch
+from simulated import ARCHITECTURE, BUDGET, blobs
 
 from lplgrad_backend.errors import NotLearnable, TrainingError
-from lplgrad_backend.lplgrad.acquisition import STRATEGIES
-from lplgrad_backend.simulation.replay import Budget, Replay, Run, divide
+from lplgrad_backend.lplgrad.acquisition import DEFAULT, STRATEGIES
+from lplgrad_backend.lplgrad.cold_start import cold_queue, simple_features
+from lplgrad_backend.lplgrad.network import Looked
+from lplgrad_backend.lplgrad.recipe import FROM_SCRATCH
+from lplgrad_backend.simulation.material import Budget, Material, begun_typically, divide
+from lplgrad_backend.simulation.replay import Replay, Run
 from lplgrad_backend.simulation.runs import RunFolder, run_all, wanted_runs
 
 
@@ -123,3 +128,56 @@ class TestRuns:
     def test_a_run_that_fails_is_a_sentence(self, tmp_path: Path) -> None:
         with pytest.raises(TrainingError, match=r"Strategy random, seed 0: .*--budget"):
             run_all(blobs(), Budget(10, 10, 100), [("random", 0)], tmp_path, 1)
+
+
+class TestColdStart:
+    COLD = replace(BUDGET, cold_start=True)
+
+    def test_the_first_labels_are_the_typical_ones_of_the_same_pool(self) -> None:
+        material = blobs()
+        any_ones = divide(material, BUDGET, 0)
+        everything = np.concatenate([any_ones.first, any_ones.pool])
+        assert isinstance(material.seen, Looked)
+        features = material.seen.features[torch.from_numpy(everything)]
+        run = Replay(material, self.COLD).run("random", 0)
+        queue = cold_queue(features, features[:0], 0)
+        assert list(run.rounds[0].chosen) == everything[queue.positions[:6].numpy()].tolist()
+        assert {image for one in run.rounds for image in one.chosen} <= {*everything.tolist()}
+
+    def test_all_strategies_begin_with_them(self) -> None:
+        replay = Replay(blobs(), self.COLD)
+        assert len({replay.run(name, 1).rounds[0].chosen for name in ("random", "margin", "lplgrad-coverage")}) == 1
+
+    def test_the_default_goes_on_so_until_it_knows_enough_labels(self) -> None:
+        run = Replay(blobs(), self.COLD).run(DEFAULT, 0)
+        assert [one.ordered_by for one in run.rounds] == [
+            "typicality",
+            DEFAULT,
+            None,
+        ]  # 6, 12 and 18 labels of 3 classes
+        assert Replay(blobs(), self.COLD).run("margin", 0).rounds[0].ordered_by == "margin"
+        assert Replay(blobs(), BUDGET).run(DEFAULT, 0).rounds[0].ordered_by == DEFAULT
+
+    def test_without_pretrained_weights_colours_and_edges_are_compared(self) -> None:
+        images = torch.randint(0, 256, (30, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        material = Material(
+            np.eye(3, dtype=bool)[np.arange(30) % 3], np.arange(30) < 6, images, ARCHITECTURE, {}, FROM_SCRATCH
+        )
+        division = divide(material, Budget(4, 4, 8), 0)
+        everything = np.concatenate([division.first, division.pool])
+        typical = cold_queue(simple_features(images[torch.from_numpy(everything)]), torch.zeros(0, 320), 0)
+        replay = Replay(material, Budget(4, 4, 8, cold_start=True))
+        found = replay._division(0, replay._start(0))
+        assert found.first.tolist() == everything[typical.positions[:4].numpy()].tolist()
+        assert found.held_out.tolist() == division.held_out.tolist()
+
+    def test_it_goes_on_until_there_are_two_classes(self) -> None:
+        material = blobs()
+        alike = torch.zeros(60, 4)
+        alike[:, 0] = torch.arange(60) * 1e-3
+        division = divide(material, BUDGET, 0)
+        one_class = replace(material, targets=np.eye(3, dtype=bool)[np.zeros(90, dtype=int)])
+        one_class.targets[division.pool[-1]] = [False, True, False]
+        found = begun_typically(division, one_class, alike, 2, 0)
+        assert one_class.targets[found.first].any(0).sum() == 2
+        assert len(found.first) + len(found.pool) == 60

@@ -25,6 +25,9 @@ Data = Annotated[
         metavar="DATA",
     ),
 ]
+ColdStart = Annotated[
+    bool, typer.Option("--cold-start", help="Begin with the images that the backend asks for first, instead of any.")
+]
 Preset = Annotated[str | None, typer.Option(help="Training recipe, as in LPLGRAD_PRESET.")]
 
 
@@ -33,12 +36,13 @@ def simulate(
     strategies: Annotated[str, typer.Option(help="Names separated by commas, or `all`.")] = ",".join(study.USUAL),
     seeds: Annotated[int, typer.Option(help="Repetitions; a claim of one point takes 15 to 30.", min=1)] = 10,
     budget: Annotated[str, typer.Option(help="FIRST:EACH:LAST labels.")] = "20:20:200",
+    cold_start: ColdStart = False,
     preset: Preset = None,
     out: Annotated[Path, typer.Option(help="Where results and finished runs are kept.")] = Path("simulation"),
     processes: Annotated[int, typer.Option(help="Runs at once; 0: one per core.", min=0)] = 0,
 ) -> None:
     """Replay labelling on labelled images: what would each strategy have saved? Run it again to go on after a stop."""
-    asked = study.Study(study.strategies_named(strategies), seeds, study.budget_named(budget))
+    asked = study.Study(study.strategies_named(strategies), seeds, study.budget_named(budget, cold_start))
     settings = read_settings({**os.environ, **({"LPLGRAD_PRESET": preset} if preset else {})})
     console = open_console()
     say = partial(console.print, markup=False)

@@ -24,7 +24,7 @@ from lplgrad_backend.preparation import start_of
 from lplgrad_backend.scoring import as_batch
 from lplgrad_backend.settings import Settings
 from lplgrad_backend.simulation.datasets import DataSet
-from lplgrad_backend.simulation.replay import Material
+from lplgrad_backend.simulation.material import Material
 
 BATCH = 64
 Report = Callable[[int, int], None]

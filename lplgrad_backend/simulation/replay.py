@@ -17,65 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lplgrad_backend.errors import NotLearnable
 from lplgrad_backend.lplgrad.acquisition import DEFAULT
-from lplgrad_backend.lplgrad.network import Architecture, Looked, Network
-from lplgrad_backend.lplgrad.ordering import Acquisition, Ordered, order_pool
+from lplgrad_backend.lplgrad.cold_start import is_cold, simple_features
+from lplgrad_backend.lplgrad.network import Looked, Network
+from lplgrad_backend.lplgrad.ordering import Acquisition, Ordered, order_cold, order_pool
 from lplgrad_backend.lplgrad.pool import FeaturePool, NetworkPool, Pool
-from lplgrad_backend.lplgrad.recipe import Recipe
 from lplgrad_backend.lplgrad.training import fit, look_at
+from lplgrad_backend.simulation.material import Budget, Division, Material, begun_typically, divide
 from lplgrad_backend.simulation.measures import measured
 
-HELD_OUT = 0.25
 MOST_ROUNDS = 10_000  # so that no two rounds of all seeds draw the same numbers
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Material:
-    """What runs are made of, the same for all.
-
-    Attributes:
-        targets: which classes an image shows, bool [N, C]: one, or any number where the architecture says so.
-        held_out: bool [N], which images are for measuring alone; None: a quarter, drawn anew for each seed.
-        seen: what the frozen network says of each image, or the images themselves, uint8 [N, 3, S, S].
-        architecture, state: the network before any training, by parameter name.
-        recipe: how it is trained.
-        copies: how often each image stands in the pool.
-        rare: how many images the classes with an odd number keep in the pool, for each image that the most frequent class
-            has before, in (0, 1]. Below 1 only where an image has one class.
-    """
-
-    targets: NDArray[np.bool_]
-    held_out: NDArray[np.bool_] | None
-    seen: Looked | Tensor
-    architecture: Architecture
-    state: Mapping[str, Tensor]
-    recipe: Recipe
-    copies: int = 1
-    rare: float = 1.0
-
-    @property
-    def multiple(self) -> bool:
-        """Any number of classes per image instead of one."""
-        return self.architecture.multiple
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """Class of each image, int64 [N], where it has one."""
-        labels: NDArray[np.int64] = self.targets.argmax(1)
-        return labels
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How many labels there are at first, how many come with each round, how many in all, and how many images the pool
-    has at most, before rare classes lose some."""
-
-    first: int
-    each: int
-    last: int
-    pool: int = 10_000
 
 
 @dataclass(frozen=True)
@@ -132,55 +84,6 @@ class Run:
         return cls(values["strategy"], values["seed"], values["held_out"], rounds)
 
 
-@dataclass(frozen=True)
-class Division:
-    """Images [.] of a seed: those to measure with, those labelled at first, and the rest of the pool."""
-
-    held_out: NDArray[np.int64]
-    first: NDArray[np.int64]
-    pool: NDArray[np.int64]
-
-
-def divide(material: Material, budget: Budget, seed: int) -> Division:
-    """Which images are which for this seed.
-
-    Raises:
-        NotLearnable: there are too few images for the budget, or the first labels cannot hold two classes.
-    """
-    random = np.random.default_rng(seed)
-    count = len(material.targets)
-    held_out = material.held_out
-    if held_out is None:
-        held_out = np.zeros(count, dtype=bool)
-        held_out[random.permutation(count)[: max(1, round(HELD_OUT * count))]] = True
-    pool = random.permutation(np.flatnonzero(~held_out))[: max(1, budget.pool // material.copies)]
-    if material.rare < 1:
-        assert not material.multiple
-        often = material.targets[pool].sum(0).max()
-        pool = _thinned(pool, material.labels, max(1, round(material.rare * often)))
-    pool = random.permutation(np.repeat(pool, material.copies))
-    if len(pool) < budget.last or _classes_in(material, pool) < 2:
-        raise NotLearnable(
-            f"{len(pool)} images can be labelled, and the simulation asks for {budget.last} labels of at least two classes. "
-            "Lower --budget, or give more images."
-        )
-    first = budget.first
-    while _classes_in(material, pool[:first]) < 2:
-        first += 1  # as in production, where no round is due before there are two classes
-    return Division(np.flatnonzero(held_out), pool[:first], pool[first:])
-
-
-def _classes_in(material: Material, images: NDArray[np.int64]) -> int:
-    return int(material.targets[images].any(0).sum())
-
-
-def _thinned(pool: NDArray[np.int64], labels: NDArray[np.int64], few: int) -> NDArray[np.int64]:
-    kept = np.ones(len(pool), dtype=bool)
-    for rare in range(1, int(labels.max()) + 1, 2):
-        kept[np.flatnonzero(labels[pool] == rare)[few:]] = False
-    return pool[kept]
-
-
 class Replay:
     """Replays runs with one network. Not for several threads."""
 
@@ -196,8 +99,8 @@ class Replay:
             NotLearnable: too few images or classes.
             KeyError: there is no such strategy.
         """
-        division = divide(self._material, self._budget, seed)
         start = self._start(seed)
+        division = self._division(seed, start)
         labelled, pool = division.first, division.pool
         rounds: list[Round] = []
         chosen = labelled
@@ -222,9 +125,24 @@ class Replay:
             rounds.append(self._round(labelled, chosen, division.held_out, ordered, news, seconds))
             if ordered is None:
                 return Run(strategy, seed, len(division.held_out), tuple(rounds))
-            at = ordered.queue.positions.numpy()
+            at = ordered.queue.positions[:wanted].numpy()
             chosen, pool = pool[at], np.delete(pool, at)
             labelled = np.concatenate([labelled, chosen])
+
+    def _division(self, seed: int, start: dict[str, Tensor]) -> Division:
+        division = divide(self._material, self._budget, seed)
+        if not self._budget.cold_start:
+            return division
+        self._network.load_state_dict(start)
+        features = self._compared_by(np.concatenate([division.first, division.pool]))
+        return begun_typically(division, self._material, features, self._budget.first, seed)
+
+    def _compared_by(self, images: NDArray[np.int64]) -> Tensor:
+        """What cold_order.py would order these images by: features of pretrained weights, or colours and edges."""
+        part = self._part(images)
+        if isinstance(part, Looked):
+            return part.features
+        return look_at(self._network, part).features if self._material.state else simple_features(part)
 
     def _start(self, seed: int) -> dict[str, Tensor]:
         """The network before training: the material's weights, and for this seed what they leave open."""
@@ -237,9 +155,14 @@ class Replay:
     def _order(
         self, strategy: str, labelled: NDArray[np.int64], pool: NDArray[np.int64], wanted: int, seed: int
     ) -> Ordered:
-        """The default is watched as in production; the others are what their names say whatever comes of it."""
+        """The default is watched as in production, and where the budget begins as there also waits as there until it knows
+        enough labels (trainer.too_cold); the others are what their names say whatever comes of it."""
         wish = Acquisition(strategy=strategy, strict=strategy != DEFAULT)
-        return order_pool(self._pool(labelled, pool), wish, seed, wanted)
+        seen = self._pool(labelled, pool)
+        cold = isinstance(seen, FeaturePool) and is_cold(seen.labelled_counts)
+        if cold and self._budget.cold_start and strategy == DEFAULT:
+            return order_cold(seen, wish, seed)
+        return order_pool(seen, wish, seed, wanted)
 
     def _pool(self, labelled: NDArray[np.int64], pool: NDArray[np.int64]) -> Pool:
         known, open_ones, counts = self._part(labelled), self._part(pool), self._targets(labelled).sum(0)

@@ -18,7 +18,8 @@ import torch
 
 from lplgrad_backend.errors import LPLGradError, TrainingError
 from lplgrad_backend.files import write_whole
-from lplgrad_backend.simulation.replay import Budget, Material, Replay, Run
+from lplgrad_backend.simulation.material import Budget, Material
+from lplgrad_backend.simulation.replay import Replay, Run
 
 Wanted = tuple[str, int]
 """A strategy's name and a seed."""

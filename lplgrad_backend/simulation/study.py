@@ -15,8 +15,8 @@ from lplgrad_backend.settings import Settings
 from lplgrad_backend.simulation import report
 from lplgrad_backend.simulation.datasets import DataSet, open_data
 from lplgrad_backend.simulation.features import prepare
+from lplgrad_backend.simulation.material import Budget, Material
 from lplgrad_backend.simulation.measures import measures_of
-from lplgrad_backend.simulation.replay import Budget, Material
 from lplgrad_backend.simulation.runs import run_all, wanted_runs
 
 USUAL = ("random", "lplgrad-coverage", "badge", "margin", "entropy", "lplgrad")
@@ -48,8 +48,11 @@ def strategies_named(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([report.RANDOM, *names]))
 
 
-def budget_named(text: str) -> Budget:
+def budget_named(text: str, cold_start: bool = False) -> Budget:
     """`FIRST:EACH:LAST`, the labels at first, more with every round, and in all.
+
+    Args:
+        cold_start: the first are those that the backend would ask for, instead of any.
 
     Raises:
         SettingsError: it is not of this form.
@@ -61,7 +64,7 @@ def budget_named(text: str) -> Budget:
     if not (2 <= first < last and each >= 1):
         wish = "FIRST:EACH:LAST, such as 20:20:200: labels at first, more with every round, and in all"
         raise SettingsError("--budget", text, wish)
-    return Budget(first, each, last)
+    return Budget(first, each, last, cold_start=cold_start)
 
 
 def simulate(
@@ -99,7 +102,9 @@ def simulate(
             processes,
             lambda done, total: progress("runs", done, total),
         )
-        title = f"{data.name}: {prepared.material.architecture.backbone}"
+        title = (
+            f"{data.name}: {prepared.material.architecture.backbone}{', cold start' if study.budget.cold_start else ''}"
+        )
         return report.write(runs, plan, title, out, measures_of(data.multiple))
     except OSError as error:
         raise SettingsError("--out", str(out), f"a folder that can be written ({error.strerror})") from error
