@@ -82,9 +82,9 @@ def weight_gradients(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> Te
 def are_shifts_cheaper(x: Tensor, weight: Tensor, window: Window) -> bool:
     """Whether products of shifted maps are faster than oneDNN image by image.
 
-    Measured: with AVX2 they take half to nine tenths of the time from FEWEST_CHANNELS on; with AVX-512, where MKL leaves
-    half of the processor idle (matrices.py), as long or up to twice as long, and Winograd's form, with half the
-    multiplications, 1.5 to 2.7 times. On a GPU each image of its own would cost a launch.
+    Measured: with AVX2, from FEWEST_CHANNELS on, they take 7 to 10 tenths of the time, and half of it beside other work;
+    with AVX-512, where MKL leaves half of the processor idle (matrices.py), as long or up to twice as long, and Winograd's
+    form, with half the multiplications, 1.5 to 2.7 times. On a GPU each image of its own would cost a launch.
     """
     if x.device.type != "cpu":
         return True
