@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 
 from lplgrad_backend.rounds import end_process
@@ -30,6 +31,10 @@ class EmbeddedWorker:
         self._settings = settings
         self._owner: int | None = None
         self._starting = threading.Lock()
+        self._spawning = threading.Lock()
+        # a fork in the middle of a spawn keeps that spawn's pipes open, and Popen would wait for their end for ever
+        release = self._spawning.release
+        os.register_at_fork(before=self._spawning.acquire, after_in_parent=release, after_in_child=release)
 
     def ensure(self) -> None:
         """Start keeping a worker, unless this process does. Cheap: called at every request, since servers fork after
@@ -48,13 +53,8 @@ class EmbeddedWorker:
         environment = without_secrets(os.environ)
         settings = json.dumps(self._settings.environ()).encode() + b"\n"
         while not stop.is_set():
-            # a session of its own: Ctrl-C in a terminal reaches this process, which then ends the worker in order
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "lplgrad_backend.worker", SETTINGS_BY_PIPE],
-                stdin=subprocess.PIPE,
-                env=environment,
-                start_new_session=True,
-            )
+            with self._spawning:
+                worker = _worker(environment)
             assert worker.stdin is not None
             with suppress(BrokenPipeError):  # it died at once; the loop below says so
                 worker.stdin.write(settings)
@@ -65,6 +65,12 @@ class EmbeddedWorker:
             if not stop.is_set():
                 log.warning("the worker ended with status %s; starting another", worker.returncode)
                 stop.wait(RESTART_SECONDS)
+
+
+def _worker(environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """In a session of its own: Ctrl-C in a terminal reaches this process, which then ends the worker in order."""
+    command = [sys.executable, "-m", "lplgrad_backend.worker", SETTINGS_BY_PIPE]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
 
 
 def _leave(stop: threading.Event, keeper: threading.Thread) -> None:

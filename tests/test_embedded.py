@@ -87,3 +87,31 @@ os.wait()
         assert sum("worker ready" in line for line in program.lines) == 1
         program.let_go()
         assert program.end() == 0
+
+
+def test_a_fork_waits_for_a_spawn_to_end(tmp_path: Path) -> None:
+    """Else the forked process holds the spawn's pipes, and the worker that is being started never hears its settings."""
+    slow = """
+import sys, threading, time
+begun = threading.Event()
+def spawn_slowly(event, arguments):
+    if event == "subprocess.Popen":
+        begun.set()
+        time.sleep(0.5)
+        print("spawned", file=sys.stderr, flush=True)
+sys.addaudithook(spawn_slowly)
+"""
+    forks = """
+begun.wait()
+if os.fork() == 0:
+    print("forked", file=sys.stderr, flush=True)
+    os._exit(0)
+sys.stdin.read()
+os.wait()
+"""
+    with web(tmp_path, slow + WEB + forks) as program:
+        program.wait_for("forked")
+        assert "spawned" in program.lines
+        program.wait_for("worker ready")
+        program.let_go()
+        assert program.end() == 0
