@@ -48,7 +48,22 @@ def test_those_that_stay_keep_their_order_and_nobody_is_lost(numbers: list[int],
     stays = np.array(fixed[: len(numbers)], dtype=bool)
     order = spread(looks(numbers), stays, gap=gap).tolist()
     assert sorted(order) == list(range(len(numbers)))
-    assert [at for at in order if stays[at]] == np.flatnonzero(stays).tolist()
+    staying = [at for at in np.flatnonzero(stays).tolist() if at < len(numbers) - gap]
+    assert [at for at in order if at in staying] == staying
+
+
+@given(st.permutations(range(25)), st.permutations(range(25)), st.sets(st.integers(0, 49), max_size=3))
+def test_in_a_short_queue_those_that_stay_bring_no_look_alikes_together(
+    firsts: list[int], seconds: list[int], fixed: set[int]
+) -> None:
+    """25 pictures, each twice, and a gap as long as the queue."""
+    queue = [*firsts, *seconds]
+    stays = np.isin(np.arange(50), list(fixed))
+    order = spread(torch.eye(25)[queue], stays).tolist()
+    places: dict[int, list[int]] = {}
+    for place, at in enumerate(order):
+        places.setdefault(queue[at], []).append(place)
+    assert min(second - first for first, second in places.values()) >= 20
 
 
 def test_others_keep_away_from_one_that_stays_on_both_sides() -> None:

@@ -31,7 +31,8 @@ def spread(
 
     Args:
         seen: directions [N, D], in the queue's order.
-        fixed: bool [N], which never wait: they keep their order, and others keep away from them.
+        fixed: bool [N], which never wait: they keep their order, and others keep away from them. Not the last `gap` of the
+            queue: nothing could wait until one of these was far enough.
         gap: at least 1, where it changes nothing.
         ahead: how many places an image may move forward.
 
@@ -39,7 +40,7 @@ def spread(
         int64 [N]: the place in the old queue of each of the new one.
     """
     count = len(seen)
-    stays = np.zeros(count, dtype=bool) if fixed is None else fixed
+    stays = np.zeros(count, dtype=bool) if fixed is None else fixed & (np.arange(count) < count - gap)
     alike = _look_alikes(seen, ahead + gap, near)
     left, free = np.ones(count, dtype=bool), np.zeros(count, dtype=np.int64)
     order = np.empty(count, dtype=np.int64)
