@@ -125,10 +125,18 @@ def _classes(runs: BySeed) -> float:
 
 def write(found: Sequence[Pairs]) -> None:
     plain = [
-        {"name": one.name, "kind": one.kind, "runs": [run.as_plain() for run in one.typical.values()]} for one in found
+        {"variant": one.name, "kind": one.kind, "runs": [_plain(run) for run in one.typical.values()]} for one in found
     ]
     (HERE / "cold_start.json").write_text(json.dumps(plain) + "\n")
     (HERE / "cold_start.md").write_text(page(found))
+
+
+def _plain(run: Run) -> dict[str, object]:
+    return {
+        "seed": run.seed, "labels": [each.labels for each in run.rounds], "per_class_at_first": run.rounds[0].per_class,
+        "accuracy": [round(each.accuracy, 6) for each in run.rounds],
+        "balanced_accuracy": [round(each.balanced_accuracy, 6) for each in run.rounds],
+    }  # fmt: skip
 
 
 def main() -> None:
