@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lplgrad_backend.lplgrad.spreading import AHEAD, GAP, NEAR, directions, spread
+from lplgrad_backend.lplgrad.spreading import AHEAD, GAP, NEAR, SAME, directions, spread
 
 kinds = st.lists(st.integers(0, 6), max_size=40)
 
@@ -73,6 +73,20 @@ def test_others_keep_away_from_one_that_stays_on_both_sides() -> None:
     order = spread(looks(numbers), stays, gap=5).tolist()
     places = [order.index(at) for at in range(3)]
     assert places[1] <= 1 and places[0] - places[1] >= 5 and places[2] - places[0] >= 5
+
+
+@given(st.permutations(range(25)), st.permutations(range(25)))
+def test_where_too_many_look_alike_at_least_the_same_pictures_are_apart(firsts: list[int], seconds: list[int]) -> None:
+    """25 pictures, each twice, of which a young network sees five times five as look-alikes."""
+    queue = torch.tensor([*firsts, *seconds])
+    seen = torch.nn.functional.normalize(torch.cat([torch.eye(5)[queue % 5], 0.15 * torch.eye(25)[queue]], 1), dim=1)
+    mate = next(at for at in range(1, 25) if firsts[at] % 5 == firsts[0] % 5)
+    assert NEAR < seen[0] @ seen[mate] < SAME
+    order = spread(seen).tolist()
+    places: dict[int, list[int]] = {}
+    for place, at in enumerate(order):
+        places.setdefault(int(queue[at]), []).append(place)
+    assert min(second - first for first, second in places.values()) >= 10
 
 
 def test_a_queue_without_look_alikes_stays_as_it_is() -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 NEAR = 0.95  # cosine of the features, seen from the pool's mean, from which on images are look-alikes
+SAME = 0.99  # from which on they are as good as one picture
 GAP = 50
 AHEAD = 1000
 ROWS = 512
@@ -41,23 +42,33 @@ def spread(
     """
     count = len(seen)
     stays = np.zeros(count, dtype=bool) if fixed is None else fixed & (np.arange(count) < count - gap)
-    alike = _look_alikes(seen, ahead + gap, near)
-    left, free = np.ones(count, dtype=bool), np.zeros(count, dtype=np.int64)
+    alike, same = _look_alikes(seen, ahead + gap, near), _look_alikes(seen, ahead + gap, max(near, SAME))
+    left, free, free_of_same = np.ones(count, dtype=bool), np.zeros(count, np.int64), np.zeros(count, np.int64)
     order = np.empty(count, dtype=np.int64)
     first = 0
     for place in range(count):
         for coming in range(place + 2 * gap - 1 if place else 0, min(place + 2 * gap, count)):
             if stays[coming]:  # it comes a little earlier where others before it wait, hence twice
                 free[alike[coming]] = np.maximum(free[alike[coming]], coming + gap)
+                free_of_same[same[coming]] = np.maximum(free_of_same[same[coming]], coming + gap)
         while not left[first]:
             first += 1
         window = slice(first, first + ahead)
         may = left[window] & (stays[window] | (free[window] <= place))
-        waited = np.where(left[window], free[window], np.iinfo(np.int64).max)  # of all that wait, whose turn is next
-        taken = first + int(may.argmax() if may.any() else waited.argmin())
+        taken = first + int(
+            may.argmax() if may.any() else _next_turn(left[window], free_of_same[window] - place, free[window])
+        )
         order[place], left[taken] = taken, False
         free[alike[taken]] = np.maximum(free[alike[taken]], place + gap)
+        free_of_same[same[taken]] = np.maximum(free_of_same[same[taken]], place + gap)
     return torch.from_numpy(order)
+
+
+def _next_turn(left: NDArray[np.bool_], until_same: Places, until_alike: Places) -> int:
+    """Of all that wait, one whose same picture is far; of those, the one that is free next. A young network sees so many as
+    look-alikes that they cannot all be apart; those that are one picture can."""
+    waits = np.lexsort((until_alike, np.maximum(until_same, 0), ~left))
+    return int(waits[0])
 
 
 def _look_alikes(seen: Tensor, reach: int, near: float) -> list[Places]:

@@ -79,6 +79,4 @@ def test_an_image_is_not_proposed_while_one_that_looks_like_it_waits(
         places.setdefault(pictures[task], []).append(place)
     both = [second - first for first, second in (found for found in places.values() if len(found) == 2)]
     assert len(both) >= 20
-    # a round's labels are there before the other one comes; but what a network of ten labels sees as alike may be more
-    # pictures than can all be kept apart
-    assert sorted(both)[len(both) // 8] >= UPDATES_PER_ROUND, both
+    assert min(both) >= UPDATES_PER_ROUND, both  # a round's labels are there before the other one comes
