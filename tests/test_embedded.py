@@ -97,7 +97,7 @@ begun = threading.Event()
 def spawn_slowly(event, arguments):
     if event == "subprocess.Popen":
         begun.set()
-        time.sleep(0.5)
+        time.sleep(0.5)  # the slowness itself: the fork has to come in the middle of it
         print("spawned", file=sys.stderr, flush=True)
 sys.addaudithook(spawn_slowly)
 """

@@ -42,7 +42,7 @@ def spread(
     """
     count = len(seen)
     stays = np.zeros(count, dtype=bool) if fixed is None else fixed & (np.arange(count) < count - gap)
-    alike, same = _look_alikes(seen, ahead + gap, near), _look_alikes(seen, ahead + gap, max(near, SAME))
+    alike, same = _look_alikes(seen, ahead + gap, near)
     left, free, free_of_same = np.ones(count, dtype=bool), np.zeros(count, np.int64), np.zeros(count, np.int64)
     order = np.empty(count, dtype=np.int64)
     first = 0
@@ -71,13 +71,16 @@ def _next_turn(left: NDArray[np.bool_], until_same: Places, until_alike: Places)
     return int(waits[0])
 
 
-def _look_alikes(seen: Tensor, reach: int, near: float) -> list[Places]:
-    """For each place the others at most `reach` away whose image looks like its own."""
-    found: list[Places] = []
+def _look_alikes(seen: Tensor, reach: int, near: float) -> tuple[list[Places], list[Places]]:
+    """For each place the others at most `reach` away whose image looks like its own; and of these, the same pictures."""
+    alike: list[Places] = []
+    same: list[Places] = []
     for start in range(0, len(seen), ROWS):
         low, end = max(0, start - reach), start + ROWS
-        block = (seen[start:end] @ seen[low : end + reach].T > near).cpu().numpy()
+        block = (seen[start:end] @ seen[low : end + reach].T).cpu().numpy()
         for at, row in enumerate(block, start):
-            others = low + np.flatnonzero(row)
-            found.append(others[(others != at) & (np.abs(others - at) <= reach)])
-    return found
+            others = np.flatnonzero(row > near)
+            others = others[(others != at - low) & (np.abs(others + low - at) <= reach)]
+            alike.append(low + others)
+            same.append(low + others[row[others] > SAME])
+    return alike, same

@@ -102,9 +102,8 @@ def simulate(
             processes,
             lambda done, total: progress("runs", done, total),
         )
-        title = (
-            f"{data.name}: {prepared.material.architecture.backbone}{', cold start' if study.budget.cold_start else ''}"
-        )
+        begun = ", cold start" if study.budget.cold_start else ""
+        title = f"{data.name}: {prepared.material.architecture.backbone}{begun}"
         return report.write(runs, plan, title, out, measures_of(data.multiple))
     except OSError as error:
         raise SettingsError("--out", str(out), f"a folder that can be written ({error.strerror})") from error

@@ -92,7 +92,7 @@ def are_shifts_cheaper(x: Tensor, weight: Tensor, window: Window) -> bool:
 
 
 def weight_gradients_one_by_one(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> Tensor:
-    """By the layer's own backward pass, which sums over a batch."""
+    """By the layer's own backward pass, an image at a time because it sums over a batch."""
     images = zip(x.split(1), g.split(1), strict=True)
     return torch.stack([image_weight_gradient(x_n, g_n, weight, window) for x_n, g_n in images])
 
@@ -113,9 +113,8 @@ def shifted_weight_gradients(x: Tensor, g: Tensor, weight: Tensor, window: Windo
     taps = []
     for i, j in itertools.product(range(0, height * dilation, dilation), range(0, width * across, across)):
         start = i // down * columns + j // right
-        moved = maps[:, :, i % down, :, j % right].reshape(len(gradients), -1, inputs)[
-            :, start : start + rows * columns
-        ]
+        phase = maps[:, :, i % down, :, j % right].reshape(len(gradients), -1, inputs)
+        moved = phase[:, start : start + rows * columns]
         taps.append(torch.bmm(moved.mT, gradients))
     found = torch.stack(taps, 1).view(len(x), groups, height, width, inputs, -1)
     return found.permute(0, 1, 5, 4, 2, 3).flatten(1, 2)
