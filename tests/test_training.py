@@ -304,6 +304,20 @@ def learned() -> tuple[Network, EpochRecord, Tensor, Tensor]:
     return network, last, images[others], labels[others]
 
 
+def test_maps_of_one_pixel_meet_the_centre_of_a_kernel_alone() -> None:
+    network = Network(Architecture("resnet18", CLASSES, False, SIDE, False))
+    last = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)][-1]
+    kernels: list[str] = []
+
+    def note(layer: nn.Module, _: object, given: Tensor) -> None:
+        if given.grad_fn is not None:
+            kernels.append(given.grad_fn.next_functions[1][0].name())
+
+    last.register_forward_hook(note)
+    trained(BRIEF, network=network)
+    assert set(kernels) == {"SliceBackward0"}, "a kernel as a whole is AccumulateGrad"
+
+
 def test_digits_are_learned_from_few_labels(learned: tuple[Network, EpochRecord, Tensor, Tensor]) -> None:
     network, last, images, labels = learned
     assert last.accuracy > 0.95

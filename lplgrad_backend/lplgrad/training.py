@@ -27,6 +27,7 @@ from lplgrad_backend.lplgrad.checkpoint import NO_KEEPER, Checkpoint, Keeper, Lo
 from lplgrad_backend.lplgrad.network import Looked, Network
 from lplgrad_backend.lplgrad.objective import agreement, full, main_loss, ranking_loss
 from lplgrad_backend.lplgrad.recipe import Recipe, rate_factor
+from lplgrad_backend.lplgrad.single_pixels import CentreTaps
 from lplgrad_backend.lplgrad.team import ALONE, Team
 
 
@@ -110,7 +111,8 @@ class _Pixels:
         return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
     def look(self, network: Network, chosen: Tensor, random: torch.Generator, device: torch.device) -> Looked:
-        return self._team.look(network, self._augmented(chosen, random, device))
+        with CentreTaps():
+            return self._team.look(network, self._augmented(chosen, random, device))
 
     def settle(self, network: Network, targets: Tensor, random: torch.Generator, device: torch.device) -> None:
         """Take batch normalisation's averages anew, from images as training drew them (`Recipe.settling`)."""
@@ -120,7 +122,7 @@ class _Pixels:
         chosen = itertools.islice(drawn, recipe.settling)
         batches = (self._team.part(self._augmented(one, random, device)) for one in chosen)
         if recipe.settling and recipe.trained == "all":
-            with _own_randomness(device, random, self._team.rank):
+            with _own_randomness(device, random, self._team.rank), CentreTaps():
                 update_bn(batches, network)
 
     def _augmented(self, chosen: Tensor, random: torch.Generator, device: torch.device) -> Tensor:
