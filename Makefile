@@ -22,7 +22,7 @@ demo: .venv/runtime .label-studio/installed ## A real Label Studio with digits t
 	$(BIN)/python -m lplgrad_backend demo --auto $(AUTO) --port $(PORT)
 
 test: .venv/development .label-studio/installed ## All tests, those against a real Label Studio included (TESTS=tests/test_x.py for some)
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: .venv/development ## ruff, mypy, the architecture test, bandit and pip-audit
 	$(BIN)/ruff check .
