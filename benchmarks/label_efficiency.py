@@ -164,6 +164,8 @@ def main() -> None:
             if time.monotonic() - began > 60 * asked.minutes:
                 break
             where = variant.name, variant.kind
+            if _is_done(found.get(where), (wanted,)):
+                continue
             known = found[where].runs if where in found else ()
             found[where] = finish(variant, wanted_runs(*wanted), known, asked)
             minutes = (time.monotonic() - began) / 60
