@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -291,17 +291,26 @@ def test_a_recipe_is_stored_as_plain_values(recipe: Recipe) -> None:
     assert recipe_from_plain(json.loads(json.dumps(recipe.as_plain()))) == recipe
 
 
-@pytest.fixture(scope="module")
-def learned() -> tuple[Network, EpochRecord, Tensor, Tensor]:
-    """A network that saw 150 digits; its last record; 400 other digits and their labels."""
+@dataclass(frozen=True)
+class Learned:
+    """What a network that saw 150 digits says of 1,647 others."""
+
+    last: EpochRecord
+    wrong: Tensor
+    predicted: Tensor
+
+
+@pytest.fixture(scope="module", params=[0, 1])
+def learned(request: pytest.FixtureRequest) -> Learned:
     found = load_digits()
     images = torch.tensor(found.images * 255 / 16).to(torch.uint8)[:, None].repeat(1, 3, 1, 1)
     labels = torch.tensor(found.target)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    some, others = order[:150], order[-400:]
-    network = new_network("resnet18", classes=10)
-    *_, last = fit(network, images[some], torch.eye(10)[labels[some]], FROM_SCRATCH, seed=0, device=CPU)
-    return network, last, images[others], labels[others]
+    some, others = order[:150], order[150:]
+    network, targets = new_network("resnet18", classes=10), torch.eye(10)[labels[some]]
+    *_, last = fit(network, images[some], targets, FROM_SCRATCH, seed=request.param, device=CPU)
+    seen = look_at(network, images[others])
+    return Learned(last, seen.logits.argmax(1) != labels[others], network.loss_prediction(seen.pooled).detach())
 
 
 def test_maps_of_one_pixel_meet_the_centre_of_a_kernel_alone() -> None:
@@ -318,14 +327,13 @@ def test_maps_of_one_pixel_meet_the_centre_of_a_kernel_alone() -> None:
     assert set(kernels) == {"SliceBackward0"}, "a kernel as a whole is AccumulateGrad"
 
 
-def test_digits_are_learned_from_few_labels(learned: tuple[Network, EpochRecord, Tensor, Tensor]) -> None:
-    network, last, images, labels = learned
-    assert last.accuracy > 0.95
-    assert (look_at(network, images).logits.argmax(1) == labels).float().mean() > 0.9
+def test_digits_are_learned_from_few_labels(learned: Learned) -> None:
+    assert learned.last.accuracy > 0.95
+    assert learned.wrong.float().mean() < 0.1
 
 
-def test_the_predicted_loss_finds_the_mistakes(learned: tuple[Network, EpochRecord, Tensor, Tensor]) -> None:
-    network, _, images, labels = learned
-    predicted, wrong = predicted_losses(network, images), look_at(network, images).logits.argmax(1) != labels
-    above = (predicted[wrong, None] > predicted[~wrong]).double().mean()
-    assert above > 0.7  # a mistake's predicted loss is above a correct image's; 0.5 would be chance
+def test_the_predicted_loss_finds_the_mistakes(learned: Learned) -> None:
+    above = (learned.predicted[learned.wrong, None] > learned.predicted[~learned.wrong]).double().mean()
+    # a mistake's is above a correct image's: of twelve networks in 0.60 to 0.81 of the pairs, 0.74 in the mean; by chance
+    # it would be in 0.50, give or take 0.03
+    assert above > 0.56
