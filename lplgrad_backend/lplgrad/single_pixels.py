@@ -2,9 +2,8 @@
 
     y = W * x, where x is [N, C, 1, 1] and W [D, C, 2p+1, 2p+1], padded by p   =>   y = W[:, :, p, p] x
 
-All other taps of W meet the padding alone, and their gradient is 0. oneDNN multiplies them all the same, and takes longer
-still to put their gradient into W's order: a training step of ResNet-18 on 32 images of 16 x 16 takes 2.6 times as long with
-AVX2, one thread.
+All other taps of W meet the padding alone, and their gradient is 0. oneDNN arranges them all the same, and their gradient
+most of all: a training step of ResNet-18 on 32 images of 16 x 16 takes 2.6 times as long with AVX2, one thread.
 """
 
 from __future__ import annotations
