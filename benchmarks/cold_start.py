@@ -57,7 +57,7 @@ def pairs_of(variant: Variant, known: Sequence[Run], seeds: int, whole: bool, as
     folder = asked.runs / f"cold {variant.name} {variant.kind}".replace(" ", "-")
     wanted = [(DEFAULT, seed) for seed in range(seeds)]
     budget = replace(variant.budget, last=last, cold_start=True)
-    made = run_all(variant.material, budget, wanted, folder, asked.processes)
+    made = run_all(variant.material, budget, wanted, folder, asked.processes).runs
 
     def named(strategy: str) -> BySeed:
         return {run.seed: run for run in known if run.strategy == strategy and run.seed < seeds}

@@ -22,14 +22,13 @@ from typing import Any
 
 from benchmarks.label_efficiency_report import Finished, read_finished, write_report
 from lplgrad_backend.demo.dataset import write_digits
-from lplgrad_backend.errors import TrainingError
 from lplgrad_backend.lplgrad.recipe import PAPER
 from lplgrad_backend.settings import Settings, read_settings
 from lplgrad_backend.simulation.datasets import DataSet, open_data
 from lplgrad_backend.simulation.features import prepare
 from lplgrad_backend.simulation.material import Budget, Material
 from lplgrad_backend.simulation.replay import Run
-from lplgrad_backend.simulation.runs import RunFolder, Wanted, run_all, wanted_runs
+from lplgrad_backend.simulation.runs import Wanted, run_all, wanted_runs
 
 HERE = Path(__file__).parent
 RUNS = HERE / ".runs"
@@ -135,7 +134,7 @@ def finish(variant: Variant, wanted: Sequence[Wanted], known: Sequence[Run], ask
     folder = asked.runs / f"{variant.name} {variant.kind}".replace(" ", "-")
     missing = [one for one in wanted if one not in there]
     usual = [one for one in missing if one[0] != AS_PUBLISHED]
-    made = run_all(variant.material, variant.budget, usual, folder, asked.processes)
+    made = run_all(variant.material, variant.budget, usual, folder, asked.processes).runs
     published = as_published(variant, [seed for name, seed in missing if name == AS_PUBLISHED], folder / "paper", asked)
     return Finished(variant.name, variant.kind, variant.budget, [*known, *made, *published])
 
@@ -144,12 +143,10 @@ def as_published(variant: Variant, seeds: Sequence[int], folder: Path, asked: ar
     """Runs of the preset `paper` under a name of their own; fewer where a loss grows beyond all numbers, which it may at
     the authors' learning rate."""
     wanted = [("lplgrad", seed) for seed in seeds]
-    try:
-        made = run_all(replace(variant.material, recipe=PAPER), variant.budget, wanted, folder, asked.processes)
-    except TrainingError as error:
-        print(f"{variant.name}, {variant.kind}: {AS_PUBLISHED}: {error}", flush=True)
-        made = list(RunFolder(folder).read(wanted).values())
-    return [replace(run, strategy=AS_PUBLISHED) for run in made]
+    ended = run_all(replace(variant.material, recipe=PAPER), variant.budget, wanted, folder, asked.processes)
+    for one in ended.diverged:
+        print(f"{variant.name}, {variant.kind}: {AS_PUBLISHED}, seed {one.seed}: {one.reason}", flush=True)
+    return [replace(run, strategy=AS_PUBLISHED) for run in ended.runs]
 
 
 def main() -> None:

@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 import torch
 from fake_label_studio import FakeLabelStudio
-from simulated import digit_folder, zipped
+from simulated import a_run, digit_folder, zipped
 
 from lplgrad_backend.demo.dataset import write_digits
-from lplgrad_backend.errors import LPLGradError, NotLearnable, SettingsError
+from lplgrad_backend.errors import LPLGradError, NotLearnable, SettingsError, TrainingError
 from lplgrad_backend.lplgrad.network import Architecture, Network
 from lplgrad_backend.settings import Settings, read_settings
+from lplgrad_backend.simulation import report
 from lplgrad_backend.simulation.datasets import DataSet, open_data
 from lplgrad_backend.simulation.features import prepare
 from lplgrad_backend.simulation.material import Budget
-from lplgrad_backend.simulation.report import probability
+from lplgrad_backend.simulation.report import losses, probability
+from lplgrad_backend.simulation.runs import Diverged, Ended
 from lplgrad_backend.simulation.study import Study, budget_named, simulate, strategies_named
 
 ROOT = Path(__file__).parent.parent
@@ -276,3 +278,30 @@ def test_no_result_is_said_to_be_impossible_by_chance() -> None:
         "0.016",
         "1.000",
     ]
+
+
+class TestDivergence:
+    REASON = "The loss became inf at step 7: use a lower learning rate."
+
+    def test_its_seeds_are_left_out_for_all_and_named(self, tmp_path: Path) -> None:
+        runs = [a_run(name, seed, [0.2, 0.4]) for seed in range(4) for name in ("random", "margin")]
+        ended = Ended(
+            [run for run in runs if (run.strategy, run.seed) != ("margin", 2)], [Diverged("margin", 2, self.REASON)]
+        )
+        lines = report.write(ended, {}, "photos", tmp_path)
+        said = f"margin diverged with seed 2 and is left out there, as all others are: {self.REASON}"
+        assert lines[-1] == said
+        assert said in (tmp_path / "table.md").read_text()
+        assert "3 seeds, 10 to 20 labels" in (tmp_path / "table.md").read_text()
+        results = json.loads((tmp_path / "results.json").read_text())
+        assert results["diverged"] == [{"strategy": "margin", "seed": 2, "reason": self.REASON}]
+        assert len(results["runs"]) == 7
+
+    def test_a_strategy_that_always_does_is_left_out_alone(self) -> None:
+        ended = Ended([a_run("random", 0, [0.2])], [Diverged("lplgrad", seed, self.REASON) for seed in (0, 1)])
+        assert losses(ended) == [f"lplgrad diverged with seeds 0, 1 and is left out: {self.REASON}"]
+
+    def test_where_nothing_is_left_that_is_an_error(self, tmp_path: Path) -> None:
+        ended = Ended([], [Diverged("random", 0, self.REASON)])
+        with pytest.raises(TrainingError, match=r"--preset.* random diverged with seed 0 and is left out: The loss"):
+            report.write(ended, {}, "photos", tmp_path)

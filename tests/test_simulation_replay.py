@@ -15,7 +15,7 @@ from lplgrad_backend.errors import TrainingError
 from lplgrad_backend.lplgrad.acquisition import DEFAULT, STRATEGIES
 from lplgrad_backend.lplgrad.cold_start import cold_queue, simple_features
 from lplgrad_backend.lplgrad.network import Looked
-from lplgrad_backend.lplgrad.recipe import FROM_SCRATCH
+from lplgrad_backend.lplgrad.recipe import FROM_SCRATCH, HEAD
 from lplgrad_backend.simulation.material import Budget, Material, divide
 from lplgrad_backend.simulation.replay import Replay, Run
 from lplgrad_backend.simulation.runs import RunFolder, run_all, wanted_runs
@@ -74,10 +74,10 @@ class TestRuns:
     def test_what_was_finished_is_not_made_again(self, tmp_path: Path) -> None:
         material, wanted = blobs(), wanted_runs(["random", "margin"], 2)
         told: list[tuple[int, int]] = []
-        first = run_all(material, BUDGET, wanted[:3], tmp_path, 1)
+        first = run_all(material, BUDGET, wanted[:3], tmp_path, 1).runs
         kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
         assert len(kept) == 3
-        all_of_them = run_all(material, BUDGET, wanted, tmp_path, 1, lambda *done: told.append(done))
+        all_of_them = run_all(material, BUDGET, wanted, tmp_path, 1, lambda *done: told.append(done)).runs
         assert told == [(3, 4), (4, 4)]
         assert all_of_them[:3] == first
         assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == kept
@@ -93,7 +93,20 @@ class TestRuns:
         file.write_text(json.dumps({"strategy": "random"}))
         assert folder.read([("random", 0)]) == {}
 
-    def test_a_run_that_fails_is_a_sentence(self, tmp_path: Path) -> None:
+    def test_one_that_diverged_is_kept_too_and_holds_nothing_up(self, tmp_path: Path) -> None:
+        wanted, wild = wanted_runs(["random", "margin"], 1), replace(blobs(), recipe=replace(HEAD, rate=1e30))
+        ended = run_all(wild, BUDGET, wanted, tmp_path, 1)
+        assert ended.runs == []
+        assert [(one.strategy, one.seed) for one in ended.diverged] == wanted
+        assert all("lower learning rate" in one.reason for one in ended.diverged)
+        assert run_all(wild, BUDGET, wanted, tmp_path / "elsewhere", 1) == ended
+        # a calm network finds those two where it looks, makes the missing one and does not try them again
+        (tmp_path / "margin-0.json").unlink()
+        again = run_all(blobs(), BUDGET, wanted, tmp_path, 1)
+        assert [(run.strategy, run.seed) for run in again.runs] == [("margin", 0)]
+        assert again.diverged == ended.diverged[:1]
+
+    def test_what_can_never_work_is_a_sentence(self, tmp_path: Path) -> None:
         with pytest.raises(TrainingError, match=r"Strategy random, seed 0: .*--budget"):
             run_all(blobs(), Budget(10, 10, 100), [("random", 0)], tmp_path, 1)
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from lplgrad_backend.errors import TrainingError
 from lplgrad_backend.files import write_whole
 from lplgrad_backend.simulation.measures import ONE_CLASS, Measures
-from lplgrad_backend.simulation.replay import Run
+from lplgrad_backend.simulation.runs import Diverged, Ended
 from lplgrad_backend.simulation.statistics import (
     Comparison,
     Curves,
@@ -37,22 +38,44 @@ def headings(names: Measures) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def write(
-    runs: Sequence[Run], plan: Mapping[str, Any], title: str, out: Path, names: Measures = ONE_CLASS
-) -> list[str]:
+def write(ended: Ended, plan: Mapping[str, Any], title: str, out: Path, names: Measures = ONE_CLASS) -> list[str]:
     """Write the three files into `out`, and return the summary.
 
     Args:
         plan: everything that is needed to run it again, as plain values.
+
+    Raises:
+        TrainingError: no seed is left on which strategies can be compared, since all diverged.
     """
     out.mkdir(parents=True, exist_ok=True)
-    found = curves(runs)
+    lost = losses(ended)
+    try:
+        found = curves(ended.runs)
+    except ValueError as error:
+        raise TrainingError(" ".join([f"{error} Ask for more --seeds, or another --preset.", *lost])) from error
     write_whole(out / "curves.png", picture(found, title, names))
-    text = f"# {title}\n\n{explanation(found, names)}\n\n" + "\n".join(table(found, names)) + "\n"
-    write_whole(out / "table.md", text.encode())
-    results = {"plan": plan, "runs": [run.as_plain() for run in runs]}
-    write_whole(out / "results.json", json.dumps(results, allow_nan=False).encode())
-    return summary(found, names)
+    said = "".join(f"\n\n{sentence}" for sentence in [explanation(found, names), *lost])
+    write_whole(out / "table.md", (f"# {title}{said}\n\n" + "\n".join(table(found, names)) + "\n").encode())
+    kept = {"runs": [run.as_plain() for run in ended.runs], "diverged": [asdict(one) for one in ended.diverged]}
+    write_whole(out / "results.json", json.dumps({"plan": plan, **kept}, allow_nan=False).encode())
+    return [*summary(found, names), *lost]
+
+
+def losses(ended: Ended) -> list[str]:
+    """A sentence for each strategy that diverged: with which seeds, what that means, and why the first did."""
+    by_name: dict[str, list[Diverged]] = {}
+    for one in ended.diverged:
+        by_name.setdefault(one.strategy, []).append(one)
+    compared = {run.strategy for run in ended.runs}
+    return [
+        f"{name} diverged with {_named([one.seed for one in of_name])} and is left out"
+        f"{' there, as all others are' if name in compared else ''}: {of_name[0].reason}"
+        for name, of_name in by_name.items()
+    ]
+
+
+def _named(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def explanation(found: Mapping[str, Curves], names: Measures = ONE_CLASS) -> str:

@@ -84,7 +84,7 @@ def simulate(
 
     Raises:
         SettingsError: data, weights or the folder cannot be used.
-        LPLGradError: the data cannot be read or learned from.
+        LPLGradError: the data cannot be read or learned from, or every seed diverged.
     """
     data = open_data(where, settings)
     prepared = prepare(data, settings, processes, lambda done, total: progress("reading images", done, total))
@@ -94,7 +94,7 @@ def simulate(
     folder = out / f"runs-{_digest(plan, prepared.material)}"
     wanted = wanted_runs(study.strategies, study.seeds)
     try:
-        runs = run_all(
+        ended = run_all(
             prepared.material,
             study.budget,
             wanted,
@@ -104,7 +104,7 @@ def simulate(
         )
         begun = ", cold start" if study.budget.cold_start else ""
         title = f"{data.name}: {prepared.material.architecture.backbone}{begun}"
-        return report.write(runs, plan, title, out, measures_of(data.multiple))
+        return report.write(ended, plan, title, out, measures_of(data.multiple))
     except OSError as error:
         raise SettingsError("--out", str(out), f"a folder that can be written ({error.strerror})") from error
 
