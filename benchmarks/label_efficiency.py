@@ -108,6 +108,10 @@ class Kept:
     def __init__(self, data: DataSet, side: int) -> None:
         self._digest, self._longest = data.pictures.digest(), data.pictures.longest()
         self._pixels = list(data.pictures.load(side))
+        self._names = data.pictures.names()
+
+    def names(self) -> Sequence[str]:
+        return self._names
 
     def digest(self) -> str:
         return self._digest

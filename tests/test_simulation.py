@@ -153,6 +153,7 @@ class TestDataSets:
             with pytest.raises(SettingsError, match="number of a project"):
                 open_data("labelstudio:x", settings)
         assert names(data) == [digit.label for digit in digits[:-1]]
+        assert data.pictures.names() == [f"task {task}" for task in tasks[:-1]]
         assert all(isinstance(one, np.ndarray) and one.shape == (8, 8, 3) for one in pixels)
 
     def test_several_choices_of_a_task_are_several_classes(self, tmp_path: Path) -> None:
@@ -204,6 +205,7 @@ class TestFeatures:
             open_data(str(tmp_path / "all.csv"), settings_for(tmp_path)), settings_for(tmp_path, weights), 1
         )
         assert len(prepared.material.targets) == len(listed.splitlines())
+        assert prepared.names == tuple(str(file) for file in sorted(folder.rglob("*.png")))
         assert any("2 of" in sentence for sentence in prepared.sentences)
 
 
@@ -239,6 +241,11 @@ def test_the_command_runs_writes_and_goes_on(folder: Path, tmp_path: Path, weigh
     ]
     assert [one["labels"] for one in results["runs"][0]["rounds"]] == [6, 12, 18]
     assert results["plan"]["recipe"]["trained"] == "head"
+    asked_for = [results["images"][at] for one in results["runs"][0]["rounds"] for at in one["chosen"]]
+    assert len(set(asked_for)) == 18
+    for at, one in enumerate(results["runs"][0]["rounds"]):
+        shown = [name.partition("/")[0] for name in asked_for[: 6 * (at + 1)]]
+        assert [shown.count(digit) for digit in results["plan"]["classes"]] == one["per_class"]
     assert (tmp_path / "out/curves.png").read_bytes().startswith(b"\x89PNG")
     assert "| margin |" in (tmp_path / "out/table.md").read_text()
     assert len(list(tmp_path.glob("out/runs-*/*.json"))) == 4
@@ -288,7 +295,7 @@ class TestDivergence:
         ended = Ended(
             [run for run in runs if (run.strategy, run.seed) != ("margin", 2)], [Diverged("margin", 2, self.REASON)]
         )
-        lines = report.write(ended, {}, "photos", tmp_path)
+        lines = report.write(ended, {}, ["a.png"], "photos", tmp_path)
         said = f"margin diverged with seed 2 and is left out there, as all others are: {self.REASON}"
         assert lines[-1] == said
         assert said in (tmp_path / "table.md").read_text()
@@ -304,4 +311,4 @@ class TestDivergence:
     def test_where_nothing_is_left_that_is_an_error(self, tmp_path: Path) -> None:
         ended = Ended([], [Diverged("random", 0, self.REASON)])
         with pytest.raises(TrainingError, match=r"--preset.* random diverged with seed 0 and is left out: The loss"):
-            report.write(ended, {}, "photos", tmp_path)
+            report.write(ended, {}, ["a.png"], "photos", tmp_path)

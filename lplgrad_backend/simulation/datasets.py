@@ -35,6 +35,9 @@ WANTED = (
 class Pictures(Protocol):
     """N images that can be read again."""
 
+    def names(self) -> Sequence[str]:
+        """What a person finds each by: its path, or `task` and its number."""
+
     def digest(self) -> str:
         """Tells their content from all other."""
 
@@ -76,6 +79,10 @@ class Files:
     def __init__(self, paths: Sequence[str], read: Callable[[str], bytes]) -> None:
         self._paths, self._read = paths, read
         self._decoder = Decoder()
+
+    def names(self) -> Sequence[str]:
+        """As of `Pictures`."""
+        return self._paths
 
     def digest(self) -> str:
         """As of `Pictures`."""
@@ -122,6 +129,10 @@ class Tasks:
 
     def __init__(self, images: Images, tasks: Sequence[tuple[int, str]]) -> None:
         self._images, self._tasks = images, tasks
+
+    def names(self) -> Sequence[str]:
+        """As of `Pictures`."""
+        return [f"task {number}" for number, _ in self._tasks]
 
     def digest(self) -> str:
         """As of `Pictures`: an address stands for the bytes that were there first."""

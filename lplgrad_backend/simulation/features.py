@@ -32,9 +32,10 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """Material, and what is to be said about how it was made."""
+    """Material, what its images are called, and what is to be said about how it was made."""
 
     material: Material
+    names: tuple[str, ...]
     sentences: tuple[str, ...]
 
 
@@ -62,7 +63,8 @@ def prepare(data: DataSet, settings: Settings, processes: int, report: Report = 
         said.append(f"{int((~readable).sum())} of {len(readable)} images cannot be read and are left out.")
     held_out = None if data.held_out is None else data.held_out[readable]
     material = Material(data.targets[readable], held_out, seen, architecture, state, recipe)
-    return Prepared(material, tuple(said))
+    names = tuple(name for name, known in zip(data.pictures.names(), readable, strict=True) if known)
+    return Prepared(material, names, tuple(said))
 
 
 def _weights(network: Network) -> dict[str, Tensor]:

@@ -38,11 +38,14 @@ def headings(names: Measures) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def write(ended: Ended, plan: Mapping[str, Any], title: str, out: Path, names: Measures = ONE_CLASS) -> list[str]:
+def write(
+    ended: Ended, plan: Mapping[str, Any], images: Sequence[str], title: str, out: Path, names: Measures = ONE_CLASS
+) -> list[str]:
     """Write the three files into `out`, and return the summary.
 
     Args:
         plan: everything that is needed to run it again, as plain values.
+        images: what they are called, in the order by which a round's `chosen` counts them.
 
     Raises:
         TrainingError: no seed is left on which strategies can be compared, since all diverged.
@@ -57,7 +60,7 @@ def write(ended: Ended, plan: Mapping[str, Any], title: str, out: Path, names: M
     said = "".join(f"\n\n{sentence}" for sentence in [explanation(found, names), *lost])
     write_whole(out / "table.md", (f"# {title}{said}\n\n" + "\n".join(table(found, names)) + "\n").encode())
     kept = {"runs": [run.as_plain() for run in ended.runs], "diverged": [asdict(one) for one in ended.diverged]}
-    write_whole(out / "results.json", json.dumps({"plan": plan, **kept}, allow_nan=False).encode())
+    write_whole(out / "results.json", json.dumps({"plan": plan, "images": images, **kept}, allow_nan=False).encode())
     return [*summary(found, names), *lost]
 
 

@@ -104,7 +104,7 @@ def simulate(
         )
         begun = ", cold start" if study.budget.cold_start else ""
         title = f"{data.name}: {prepared.material.architecture.backbone}{begun}"
-        return report.write(ended, plan, title, out, measures_of(data.multiple))
+        return report.write(ended, plan, prepared.names, title, out, measures_of(data.multiple))
     except OSError as error:
         raise SettingsError("--out", str(out), f"a folder that can be written ({error.strerror})") from error
 
