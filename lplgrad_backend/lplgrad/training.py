@@ -27,7 +27,7 @@ from lplgrad_backend.lplgrad.checkpoint import NO_KEEPER, Checkpoint, Keeper, Lo
 from lplgrad_backend.lplgrad.network import Looked, Network
 from lplgrad_backend.lplgrad.objective import agreement, full, main_loss, ranking_loss
 from lplgrad_backend.lplgrad.recipe import Recipe, rate_factor
-from lplgrad_backend.lplgrad.single_pixels import CentreTaps
+from lplgrad_backend.lplgrad.small_maps import SmallMaps
 from lplgrad_backend.lplgrad.team import ALONE, Team
 
 
@@ -111,7 +111,7 @@ class _Pixels:
         return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
     def look(self, network: Network, chosen: Tensor, random: torch.Generator, device: torch.device) -> Looked:
-        with CentreTaps():
+        with SmallMaps():
             return self._team.look(network, self._augmented(chosen, random, device))
 
     def settle(self, network: Network, targets: Tensor, random: torch.Generator, device: torch.device) -> None:
@@ -122,7 +122,7 @@ class _Pixels:
         chosen = itertools.islice(drawn, recipe.settling)
         batches = (self._team.part(self._augmented(one, random, device)) for one in chosen)
         if recipe.settling and recipe.trained == "all":
-            with _own_randomness(device, random, self._team.rank), CentreTaps():
+            with _own_randomness(device, random, self._team.rank), SmallMaps():
                 update_bn(batches, network)
 
     def _augmented(self, chosen: Tensor, random: torch.Generator, device: torch.device) -> Tensor:
@@ -154,7 +154,7 @@ def look_at(network: Network, images: Tensor, batch: int = 64) -> Looked:
     """Logits, features and pooled levels of images [N, 3, S, S] uint8 in eval mode, without gradients."""
     network.eval()
     device = next(network.parameters()).device
-    with torch.no_grad():
+    with torch.no_grad(), SmallMaps():
         parts = [network.look(part.to(device).float() / 255) for part in images.split(batch)]
     pooled = tuple(torch.cat(level) for level in zip(*(part.pooled for part in parts), strict=True))
     return Looked(torch.cat([part.logits for part in parts]), torch.cat([part.features for part in parts]), pooled)
