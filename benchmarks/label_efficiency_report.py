@@ -24,7 +24,7 @@ INTRODUCTION = f"""# What strategies save
 
 Made by `benchmarks/label_efficiency.py`, which says how data and budgets are chosen. MobileNetV2 x0.35, pretrained on
 ImageNet and frozen, a linear head trained with the default preset (from scratch: ResNet-18, digits at their own 8 px
-and photos at 16 px, which keeps a training at some seconds; its stem is the small one for digits and CIFAR-10 and the
+and photos at 16 px, which keeps a training below a minute; its stem is the small one for digits and CIFAR-10 and the
 usual one for TrashNet, as the backend chooses by the size of the files). Plain `lplgrad` is the paper's order:
 on frozen features its joint training cannot disturb the main model, so that the preset `paper` differs by nothing
 else there. From scratch that preset, with the authors' training, has a row of its own where it was run; a variant
