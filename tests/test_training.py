@@ -300,18 +300,22 @@ class Learned:
     predicted: Tensor
 
 
-# of twelve seeds, 0 and 5 name the mistakes less well, by either rounding
-@pytest.fixture(scope="module", params=[2, 3])
-def learned(request: pytest.FixtureRequest) -> Learned:
+@pytest.fixture(scope="module")
+def learned() -> list[Learned]:
+    """Several networks: by rounding alone, as from one processor to the next, one's hit rate differs by some hundredths."""
     found = load_digits()
     images = torch.tensor(found.images * 255 / 16).to(torch.uint8)[:, None].repeat(1, 3, 1, 1)
     labels = torch.tensor(found.target)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     some, others = order[:150], order[150:]
-    network, targets = new_network("resnet18", classes=10), torch.eye(10)[labels[some]]
-    *_, last = fit(network, images[some], targets, FROM_SCRATCH, seed=request.param, device=CPU)
-    seen = look_at(network, images[others])
-    return Learned(last, seen.logits.argmax(1) != labels[others], network.loss_prediction(seen.pooled).detach())
+
+    def one(seed: int) -> Learned:
+        network, targets = new_network("resnet18", classes=10), torch.eye(10)[labels[some]]
+        *_, last = fit(network, images[some], targets, FROM_SCRATCH, seed=seed, device=CPU)
+        seen = look_at(network, images[others])
+        return Learned(last, seen.logits.argmax(1) != labels[others], network.loss_prediction(seen.pooled).detach())
+
+    return [one(seed) for seed in range(8)]
 
 
 def test_maps_of_one_pixel_meet_the_centre_of_a_kernel_alone() -> None:
@@ -328,13 +332,17 @@ def test_maps_of_one_pixel_meet_the_centre_of_a_kernel_alone() -> None:
     assert set(kernels) == {"SliceBackward0"}, "a kernel as a whole is AccumulateGrad"
 
 
-def test_digits_are_learned_from_few_labels(learned: Learned) -> None:
-    assert learned.last.accuracy > 0.95
-    assert learned.wrong.float().mean() < 0.1
+@pytest.mark.timeout(600)  # eight trainings
+def test_digits_are_learned_from_few_labels(learned: list[Learned]) -> None:
+    for one in learned:
+        assert one.last.accuracy > 0.95
+        assert one.wrong.float().mean() < 0.1
 
 
-def test_the_predicted_loss_finds_the_mistakes(learned: Learned) -> None:
-    above = (learned.predicted[learned.wrong, None] > learned.predicted[~learned.wrong]).double().mean()
-    # a mistake's is above a correct image's: of twelve networks in 0.60 to 0.81 of the pairs, 0.75 in the mean, with these
-    # seeds in 0.77 to 0.80; by chance it would be in 0.50, give or take 0.03
-    assert above > 0.7
+@pytest.mark.timeout(600)
+def test_the_predicted_loss_finds_the_mistakes(learned: list[Learned]) -> None:
+    above = [float((one.predicted[one.wrong, None] > one.predicted[~one.wrong]).double().mean()) for one in learned]
+    # a mistake's is above a correct image's: in 0.75 of the pairs, networks of these and other seeds differing from that by
+    # 0.06; by chance it would be in 0.50, give or take 0.03
+    assert sum(above) / len(above) > 0.7
+    assert min(above) > 0.55
