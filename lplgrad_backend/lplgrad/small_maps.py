@@ -7,10 +7,9 @@ most of all: a training step of ResNet-18 on 32 images of 16 x 16 takes 2.6 time
 
     y = W * x, where y is [N, D, 2, 2] or less   =>   y_p = W x_p, where x_p [C k k] is what the kernel meets at pixel p
 
-One product of matrices for all images and pixels. oneDNN, which works pixel by pixel along a row, does a third to a half of
-what it could: forward and backward by 512 x 512 x 3 x 3 take 1.5 times as long with AVX2, one thread, and by a stride of 2
-to 2 x 2 pixels 1.8 times; a whole step of ResNet-18 with the small stem on 16 x 16, 1.15 times. From 3 x 3 pixels on, and
-below LARGE, both are alike.
+One product of matrices for all images and pixels. oneDNN reaches half of its speed there: forward and backward by
+512 x 512 x 3 x 3 take 1.5 times as long with AVX2, one thread, and by a stride of 2 to 2 x 2 pixels 1.8 times; a whole step
+of ResNet-18 with the small stem on 16 x 16, 1.15 times. From 3 x 3 pixels on, and below LARGE, little or nothing is gained.
 """
 
 from __future__ import annotations

@@ -34,6 +34,14 @@ class Diverged:
     reason: str
 
 
+@dataclass(frozen=True)
+class Ended:
+    """What became of the runs that were wanted, both in their order."""
+
+    runs: list[Run]
+    diverged: list[Diverged]
+
+
 @dataclass
 class _Desk:
     """What a worker process works with; set once when it starts."""
@@ -47,14 +55,6 @@ _DESK = _Desk()
 def wanted_runs(strategies: Sequence[str], seeds: int) -> list[Wanted]:
     """Seed by seed, so that what is there when a simulation is stopped can be compared."""
     return [(strategy, seed) for seed in range(seeds) for strategy in strategies]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """What became of the runs that were wanted, both in their order."""
-
-    runs: list[Run]
-    diverged: list[Diverged]
 
 
 class RunFolder:
