@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from benchmarks.gradient_norms import PAGE, RESULTS, images_of, network_of, seconds
 from benchmarks.gradient_norms_page import page
 from benchmarks.gradient_norms_settings import TARGETS
-from lplgrad_backend.lplgrad.gradnorm import GradientNorms, convolution, matrices, products, scorer, trace
+from lplgrad_backend.lplgrad.gradnorm import GradientNorms, convolution, matrices, products, scorer, trace, winograd
 
 SETTINGS = TARGETS[:3]
 Without = Callable[[], AbstractContextManager[Any]]
@@ -44,6 +44,8 @@ WITHOUT: dict[str, Without] = {
     "the activation in the convolution": lambda: patch.object(trace, "activation_of", lambda *_: None),
     "weights arranged once": lambda: patch.object(convolution, "packable", _never),
     "products by oneDNN": lambda: patch.object(matrices, "LARGE", 2**60),
+    "Winograd's convolutions": lambda: patch.object(winograd, "suits", _never),
+    "Winograd's weight gradients": lambda: patch.object(winograd, "suits_weight_gradients", _never),
     "products of shifted maps": lambda: patch.object(products, "are_shifts_cheaper", _never),
     "rules kept from call to call": lambda: patch.object(scorer, "_state", lambda tensor: object()),
     "Gram matrices of convolutions": lambda: patch.object(convolution, "gram_is_cheaper", _never),

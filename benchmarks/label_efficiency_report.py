@@ -15,7 +15,7 @@ from lplgrad_backend.lplgrad.acquisition import DEFAULT
 from lplgrad_backend.simulation.material import Budget
 from lplgrad_backend.simulation.replay import Round, Run
 from lplgrad_backend.simulation.report import explanation, picture, points, probability, table
-from lplgrad_backend.simulation.statistics import Curves, Interval, against, curves, saving, saving_sentence
+from lplgrad_backend.simulation.statistics import FEWEST, Curves, Interval, against, curves, saving, saving_sentence
 
 OTHERS = ("random", "badge", "margin")
 SCRATCH = "from scratch"  # ends the names of variants without pretrained weights
@@ -60,7 +60,8 @@ def write_report(finished: Sequence[Finished], folder: Path) -> None:
         name = f"{one.name}, {one.kind}"
         file = f"label_efficiency_{one.name}_{one.kind}.png".replace(" ", "_").replace("-", "_").lower()
         (folder / file).write_bytes(picture(of_strategy, name, size=(8.0, 3.4), dpi=72))
-        text += [f"\n## {name}\n", explanation(of_strategy), "", *table(of_strategy), "", f"![curves]({file})"]
+        text += [f"\n## {name}\n", explanation(of_strategy), "", *table(of_strategy), "", *on_fewer_seeds(one.runs)]
+        text += [f"![curves]({file})"]
     (folder / "label_efficiency.md").write_text("\n".join(text) + "\n")
     (folder / "label_efficiency.json").write_text(json.dumps([_plain(one) for one in finished]) + "\n")
 
@@ -69,6 +70,15 @@ def complete(runs: Sequence[Run]) -> dict[str, Curves]:
     """Curves of the strategies that have as many seeds as the default."""
     counted = Counter(run.strategy for run in runs)
     return curves([run for run in runs if counted[run.strategy] >= counted[DEFAULT]])
+
+
+def on_fewer_seeds(runs: Sequence[Run]) -> list[str]:
+    """A sentence for each strategy that has enough seeds for an interval, and fewer than the default."""
+    counted, lines = Counter(run.strategy for run in runs), []
+    for name in (one for one in counted if FEWEST <= counted[one] < counted[DEFAULT]):
+        found = against(curves([run for run in runs if run.strategy in (name, "random")]), "random")[name]
+        lines += [f"`{name}` on {found.seeds} seeds alone: {points(found.difference)} to random, wins {found.wins:g}.\n"]
+    return lines
 
 
 Found = list[tuple[Finished, dict[str, Curves]]]

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lplgrad_backend.lplgrad.gradnorm import winograd
 from lplgrad_backend.lplgrad.gradnorm.activation import Activation
 from lplgrad_backend.lplgrad.gradnorm.matrices import outer_sums
 from lplgrad_backend.lplgrad.gradnorm.packing import Packed, pack, pack_backward, packable, turnable
@@ -110,6 +111,7 @@ class Convolution:
         self.output_kept = output_kept
         window = kernel.window
         self._turnable = turnable(self.weight, window.stride, window.padding, window.dilation, window.groups)
+        self._winograd: winograd.Winograd | None = None
         self._packed: Packed | None = None
         self._packed_backward: Packed | None = None
 
@@ -123,11 +125,16 @@ class Convolution:
         return y, (x, y if self.activation.of_output else z)
 
     def _convolve(self, x: Tensor) -> Tensor:
+        """As the first batch suggests."""
         window = self.kernel.window
-        if self._packed is None and window.groups == 1 and packable(x, self.weight):
-            self._packed = pack(self.weight, self.bias, window.stride, window.padding, window.dilation, x)
-        if self._packed is not None:
-            return self._packed(x)
+        if self._winograd is None and self._packed is None and window.groups == 1 and packable(x, self.weight):
+            if winograd.suits(x, self.weight, window):
+                self._winograd = winograd.Winograd(self.weight, self.bias, window.padding)
+            else:
+                self._packed = pack(self.weight, self.bias, window.stride, window.padding, window.dilation, x)
+        prepared = self._winograd or self._packed
+        if prepared is not None:
+            return prepared(x)
         return F.conv2d(x, self.weight, self.bias, window.stride, window.padding, window.dilation, window.groups)
 
     def backward(
@@ -141,6 +148,8 @@ class Convolution:
         return (self._input_gradient(x, g) if wanted[0] else None,)
 
     def _input_gradient(self, x: Tensor, g: Tensor) -> Tensor:
+        if self._winograd is not None:
+            return self._winograd.input_gradient(g)
         window, packed = self.kernel.window, self._packed_backward
         if packed is None and self._turnable and packable(g, self.weight):
             packed = self._packed_backward = pack_backward(self.weight, window.padding, window.dilation, g)
@@ -222,6 +231,8 @@ class Convolution:
             return depthwise_gradients(x, g, self.weight, self.kernel.window)
         if self.pointwise:
             return outer_sums(positions_last(x), positions_last(g)).view(-1, *shape)
+        if winograd.suits_weight_gradients(x, g, self.weight, self.kernel.window):
+            return winograd.weight_gradients(x, g, self.kernel.window.padding)
         return weight_gradients(x, g, self.weight, self.kernel.window)
 
 
