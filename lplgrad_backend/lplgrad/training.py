@@ -26,8 +26,8 @@ from lplgrad_backend.lplgrad.batches import augment, draw, expected_draws
 from lplgrad_backend.lplgrad.checkpoint import NO_KEEPER, Checkpoint, Keeper, Lowest, restore, tensors_of
 from lplgrad_backend.lplgrad.network import Looked, Network
 from lplgrad_backend.lplgrad.objective import agreement, full, main_loss, ranking_loss
+from lplgrad_backend.lplgrad.quick_convolutions import QuickConvolutions, arranged
 from lplgrad_backend.lplgrad.recipe import Recipe, rate_factor
-from lplgrad_backend.lplgrad.small_maps import SmallMaps
 from lplgrad_backend.lplgrad.team import ALONE, Team
 
 
@@ -111,7 +111,7 @@ class _Pixels:
         return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
     def look(self, network: Network, chosen: Tensor, random: torch.Generator, device: torch.device) -> Looked:
-        with SmallMaps():
+        with QuickConvolutions():
             return self._team.look(network, self._augmented(chosen, random, device))
 
     def settle(self, network: Network, targets: Tensor, random: torch.Generator, device: torch.device) -> None:
@@ -122,12 +122,12 @@ class _Pixels:
         chosen = itertools.islice(drawn, recipe.settling)
         batches = (self._team.part(self._augmented(one, random, device)) for one in chosen)
         if recipe.settling and recipe.trained == "all":
-            with _own_randomness(device, random, self._team.rank), SmallMaps():
+            with _own_randomness(device, random, self._team.rank), QuickConvolutions():
                 update_bn(batches, network)
 
     def _augmented(self, chosen: Tensor, random: torch.Generator, device: torch.device) -> Tensor:
         images = self._images[chosen].to(device, non_blocking=True).float() / 255
-        return augment(images, round(self._recipe.shift * images.shape[-1]), self._recipe.flip, random)
+        return arranged(augment(images, round(self._recipe.shift * images.shape[-1]), self._recipe.flip, random))
 
 
 class _Features:
@@ -154,7 +154,7 @@ def look_at(network: Network, images: Tensor, batch: int = 64) -> Looked:
     """Logits, features and pooled levels of images [N, 3, S, S] uint8 in eval mode, without gradients."""
     network.eval()
     device = next(network.parameters()).device
-    with torch.no_grad(), SmallMaps():
+    with torch.no_grad(), QuickConvolutions():
         parts = [network.look(part.to(device).float() / 255) for part in images.split(batch)]
     pooled = tuple(torch.cat(level) for level in zip(*(part.pooled for part in parts), strict=True))
     return Looked(torch.cat([part.logits for part in parts]), torch.cat([part.features for part in parts]), pooled)

@@ -12,7 +12,9 @@ last row exchanged, so that U serves the way back as well:  dH/dx = A' (sum over
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +32,10 @@ PRODUCT = 18.4
 """What a tile's 16 products take, for each pair of channels, in multiplications of an ordinary convolution. This and the
 next were measured with AVX2, and hold within a tenth from 48 to 512 channels."""
 
-CONVOLUTION, WEIGHT_GRADIENT = (624.0, 200.0, 0.875), (270.0, 600.0, 0.95)
-"""What else it takes: making and joining a tile, over the number of channels; once for all reading U, or once for an image
-writing dH/dU. And the share of the ordinary time below which it is done."""
+CONVOLUTION, WEIGHT_GRADIENT, TRAINING = (624.0, 200.0, 0.875), (270.0, 600.0, 0.95), (704.0, 417.0, 1.09)
+"""What else it takes: making and joining a tile, over the number of channels; and once for all images reading U, for each
+image writing dH/dU, or for each step making both. And the share of an ordinary convolution's time below which it is done;
+a step's three cost torch 1.15 times the first of them."""
 
 LARGEST_PART = 2**19
 """Numbers in V from which less at a time is faster, since it stays near the processor (measured), and takes less memory."""
@@ -40,13 +43,25 @@ LARGEST_PART = 2**19
 
 def suits(x: Tensor, weight: Tensor, window: Window) -> bool:
     """Whether a convolution of x [N, I, H, W] by a weight [O, I, k, k] is faster so, and its input gradient."""
-    height, width = (size + 2 * padding - 2 for size, padding in zip(x.shape[2:], window.padding, strict=True))
+    height, width = _size(x, window)
     return _fits(x, weight, window) and _is_worth(len(x), height, width, weight, CONVOLUTION)
 
 
 def suits_weight_gradients(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> bool:
     """Whether per-image weight gradients of x [N, I, H, W] and g [N, O, H', W'] are faster so than by products.py."""
     return _fits(x, weight, window) and _is_worth(1, g.shape[2], g.shape[3], weight, WEIGHT_GRADIENT)
+
+
+def suits_training(x: Tensor, weight: Tensor, window: Window) -> bool:
+    """Whether all that a training step does with such a convolution is faster so, U made anew."""
+    height, width = _size(x, window)
+    return _fits(x, weight, window) and _is_worth(len(x), height, width, weight, TRAINING)
+
+
+def _size(x: Tensor, window: Window) -> tuple[int, int]:
+    """H' and W'."""
+    (top, left), (height, width) = window.padding, x.shape[2:]
+    return height + 2 * top - 2, width + 2 * left - 2
 
 
 def _fits(x: Tensor, weight: Tensor, window: Window) -> bool:
@@ -74,8 +89,8 @@ class Winograd:
     """A convolution by a weight [O, I, 3, 3] with stride 1, for as many calls as there are."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> None:
-        spread = weight.new_tensor(G)
-        self._spread = torch.einsum("ar,bc,oirc->abio", spread, spread, weight).flatten(0, 1)  # U [16, I, O]
+        spread = (_products_of_g(weight) @ weight.permute(0, 2, 3, 1).flatten(1, 2)).permute(1, 2, 0)
+        self._spread = spread  # U [16, I, O]
         self._bias, self._padding = bias, padding
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -90,13 +105,32 @@ class Winograd:
 
 def weight_gradients(x: Tensor, g: Tensor, padding: tuple[int, int]) -> Tensor:
     """Per-image weight gradients [N, O, I, 3, 3] of a convolution with stride 1, of x [N, I, H, W] and g [N, O, H', W']."""
-    down, right = _half(g.shape[2]), _half(g.shape[3])
-    images, band = _parts(down, right, max(x.shape[1], g.shape[1]))
     found = []
-    for some, of_some in zip(_rows_first(x).split(images), _rows_first(g).split(images), strict=True):
-        framed, whole = _framed(some, down, right, padding), _framed(of_some, down - 1, right - 1, (0, 0))
-        found.append(_kernels(_spread_gradient(framed, whole, band)))
-    return torch.cat(found).permute(0, 4, 3, 1, 2)
+    for part in _met(x, g, padding):
+        # dH/dU [16 N, O, I], each image by itself
+        spread = _sum(torch.bmm(of_g.flatten(0, 1).mT, of_x.flatten(0, 1)) for of_x, of_g in part)
+        found.append(spread.unflatten(0, (16, -1)))
+    kernels = [(_products_of_g(x).T @ one.flatten(1)).view(3, 3, *one.shape[1:]) for one in found]
+    return torch.cat(kernels, 2).permute(2, 3, 4, 0, 1)
+
+
+def weight_gradient(x: Tensor, g: Tensor, padding: tuple[int, int]) -> Tensor:
+    """Their sum [O, I, 3, 3], channels last."""
+    bands = itertools.chain.from_iterable(_met(x, g, padding))
+    spread = _sum(torch.bmm(of_g.flatten(1, 2).mT, of_x.flatten(1, 2)) for of_x, of_g in bands)  # [16, O, I]
+    kernels = _products_of_g(x).T @ spread.transpose(0, 1)
+    return kernels.view(len(kernels), 3, 3, -1).permute(0, 3, 1, 2)
+
+
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    """Sum of one tensor or more, in the place of the first."""
+    return functools.reduce(Tensor.add_, parts)
+
+
+def _products_of_g(like: Tensor) -> Tensor:
+    """(G (x) G) [16, 9]: U of a kernel whose taps are in one row."""
+    g = like.new_tensor(G)
+    return torch.kron(g, g)
 
 
 def _convolved(
@@ -104,27 +138,33 @@ def _convolved(
 ) -> Tensor:
     height, width = x.shape[2] + 2 * padding[0] - 2, x.shape[3] + 2 * padding[1] - 2
     down, right = _half(height), _half(width)
-    y: Tensor = x.new_empty(len(x), 2 * down, 2 * right, spread.shape[2])
+    whole = len(x), spread.shape[2], 2 * down, 2 * right
+    y = torch.empty(whole, dtype=x.dtype, memory_format=torch.channels_last)
     images, band = _parts(down, right, max(spread.shape[1:]))
-    for some, out in zip(_rows_first(x).split(images), y.split(images), strict=True):
+    for some, out in zip(_rows_first(x).split(images), _rows_first(y).split(images), strict=True):
         framed = _framed(some, down, right, padding)
         for rows in _bands(down, band):
             tiles = _tiles(_under(framed, rows), order)
             products = torch.bmm(tiles.flatten(0, 1).flatten(1, 3), spread)
             _joined(products.view(*tiles.shape[:5], -1), bias, order, out[:, 2 * rows.start : 2 * rows.stop])
-    return y[:, :height, :width].contiguous().permute(0, 3, 1, 2)
+    if (height, width) == (2 * down, 2 * right):
+        return y  # no view, which an activation in place would not be allowed on
+    return y[:, :, :height, :width].contiguous(memory_format=torch.channels_last)
 
 
-def _spread_gradient(framed: Tensor, g: Tensor, band: int) -> Tensor:
-    """dH/dU [4, 4, N, I, O]."""
-    total: Tensor | None = None
-    for rows in _bands(g.shape[1] // 2, band):
-        tiles = _tiles(_under(framed, rows), FORWARDS).flatten(3, 4)
-        scattered = _scattered(g[:, 2 * rows.start : 2 * rows.stop]).flatten(3, 4)
-        part = torch.bmm(tiles.flatten(0, 2).mT, scattered.flatten(0, 2))
-        total = part if total is None else total.add_(part)
-    assert total is not None
-    return total.view(4, 4, len(g), *total.shape[1:])
+def _met(x: Tensor, g: Tensor, padding: tuple[int, int]) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """V [16, N, P, I] and A g A' [16, N, P, O] of some images after the other, each in bands of P tiles."""
+    down, right = _half(g.shape[2]), _half(g.shape[3])
+    images, band = _parts(down, right, max(x.shape[1], g.shape[1]))
+    for some, of_some in zip(_rows_first(x).split(images), _rows_first(g).split(images), strict=True):
+        framed, whole = _framed(some, down, right, padding), _framed(of_some, down - 1, right - 1, (0, 0))
+        yield (
+            (
+                _tiles(_under(framed, rows), FORWARDS).flatten(0, 1).flatten(2, 3),
+                _scattered(whole[:, 2 * rows.start : 2 * rows.stop]).flatten(0, 1).flatten(2, 3),
+            )
+            for rows in _bands(down, band)
+        )
 
 
 # Parts
@@ -217,15 +257,3 @@ def _scatter(first: Tensor, second: Tensor, out: Sequence[Tensor]) -> None:
     torch.add(first, second, out=out[1])
     torch.sub(first, second, out=out[2])
     torch.neg(second, out=out[3])
-
-
-def _kernels(spread: Tensor) -> Tensor:
-    """G' m G of m [4, 4, N, I, O]: [N, 3, 3, I, O]."""
-    return _gathered(_gathered(spread, 0), 1).permute(2, 0, 1, 3, 4)
-
-
-def _gathered(m: Tensor, axis: int) -> Tensor:
-    """G' m along an axis."""
-    first, second, third, last = m.unbind(axis)
-    same, other = (second + third).mul_(0.5), (second - third).mul_(0.5)
-    return torch.stack([same + first, other, same + last], axis)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lplgrad_backend.lplgrad.small_maps import SmallMaps
+from lplgrad_backend.lplgrad import quick_convolutions
+from lplgrad_backend.lplgrad.gradnorm import winograd
+from lplgrad_backend.lplgrad.quick_convolutions import QuickConvolutions, arranged
 
 
 def convolution(**others: Any) -> nn.Conv2d:
@@ -45,7 +47,7 @@ def test_nothing_changes(kind: dict[str, Any], side: int) -> None:
     layer = convolution(**kind)
     images = torch.randn(3, 6, side, side, dtype=torch.float64)
     expected = given_and_gradients(layer, images)
-    with SmallMaps():
+    with QuickConvolutions():
         found = given_and_gradients(layer, images)
     torch.testing.assert_close(found, expected)
 
@@ -57,12 +59,12 @@ def test_the_centre_alone_is_multiplied(side: int, all_met: bool) -> None:
     with torch.no_grad():
         centre = layer.weight[:, :, 1, 1].clone()
         layer.weight.fill_(torch.nan)[:, :, 1, 1] = centre
-    with SmallMaps():
+    with QuickConvolutions():
         assert bool(layer(torch.ones(1, 6, side, side, dtype=torch.float64)).isnan().any()) == all_met
 
 
 def test_no_images_are_none() -> None:
-    with SmallMaps():
+    with QuickConvolutions():
         assert convolution()(torch.empty(0, 6, 1, 1, dtype=torch.float64)).shape == (0, 4, 1, 1)
 
 
@@ -107,7 +109,7 @@ class TestProducts:
         layer = self.large(**kind)
         images = torch.randn(3, 256, *sides, dtype=torch.float64)
         expected = given_and_gradients(layer, images)
-        with SmallMaps(multiplying=True):
+        with QuickConvolutions(multiplying=True):
             found = given_and_gradients(layer, images)
         torch.testing.assert_close(found, expected)
         assert found[0].is_contiguous()
@@ -121,7 +123,7 @@ class TestProducts:
     def test_what_is_a_product(self, others: dict[str, Any], side: int, product: bool) -> None:
         layer = nn.Conv2d(**{"in_channels": 768, "out_channels": 768, "kernel_size": 3, "padding": 1, **others})
         calls = Calls()
-        with SmallMaps(multiplying=True), calls:
+        with QuickConvolutions(multiplying=True), calls:
             layer(torch.ones(1, layer.in_channels, side, side))
         assert ("aten.im2col.default" in calls.names, "aten.convolution.default" in calls.names) == (
             product,
@@ -129,5 +131,76 @@ class TestProducts:
         )
 
     def test_no_images_are_none(self) -> None:
-        with SmallMaps(multiplying=True):
+        with QuickConvolutions(multiplying=True):
             assert self.large()(torch.empty(0, 256, 2, 2, dtype=torch.float64)).shape == (0, 256, 2, 2)
+
+
+class TestWinograd:
+    """Where three products by 16 places of a tile are quicker, float32 is compared with torch's float64."""
+
+    @pytest.fixture(autouse=True)
+    def _narrow_vectors(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(winograd, "has_wide_vectors", lambda: False)
+
+    @staticmethod
+    def images(channels: int = 128, side: int = 8) -> Tensor:
+        torch.manual_seed(1)
+        return torch.randn(16, channels, side, side).contiguous(memory_format=torch.channels_last)
+
+    @pytest.mark.parametrize("side", [8, 7, 6])
+    @pytest.mark.parametrize("kind", [{}, {"bias": False}, {"padding": 0}, {"padding": (2, 1)}], ids=str)
+    def test_nothing_changes(self, kind: dict[str, Any], side: int) -> None:
+        torch.manual_seed(0)
+        layer, images = nn.Conv2d(256, 256, **{"kernel_size": 3, "padding": 1, **kind}), self.images(256, side)
+        with QuickConvolutions(multiplying=True):
+            assert "_Spread" in layer(images).grad_fn.name()
+            found = given_and_gradients(layer, images)
+        expected = given_and_gradients(layer.double(), images.double())
+        for one, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(one.double(), wanted, rtol=1e-4, atol=1e-5 * float(wanted.detach().abs().max()))
+
+    def test_only_what_is_trained_has_gradients(self) -> None:
+        layer, images = nn.Conv2d(128, 128, 3, padding=1).requires_grad_(False), self.images().requires_grad_()
+        with QuickConvolutions(multiplying=True):
+            layer(images).sum().backward()
+            layer.weight.requires_grad_()
+            layer(images.detach()).sum().backward()
+        assert images.grad is not None
+        assert layer.weight.grad is not None
+        assert layer.bias is not None
+        assert layer.bias.grad is None
+
+    def test_an_activation_in_place_may_follow(self) -> None:
+        layer = nn.Sequential(nn.Conv2d(128, 128, 3, padding=1), nn.ReLU(inplace=True))
+        with QuickConvolutions(multiplying=True):
+            given = layer(self.images())
+        given.sum().backward()
+        assert bool((given >= 0).all())
+
+    @pytest.mark.parametrize(
+        ("channels", "side", "quick"),
+        [(128, 8, True), (512, 4, True), (256, 2, False), (64, 8, False), (256, 7, True), (128, 7, False), (256, 3, False)],
+    )
+    def test_where_it_is_used(self, channels: int, side: int, quick: bool) -> None:
+        layer = nn.Conv2d(channels, channels, 3, padding=1)
+        with QuickConvolutions(multiplying=True):
+            assert ("_Spread" in layer(self.images(channels, side)).grad_fn.name()) is quick
+
+    def test_nowhere_else(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        layer, images = nn.Conv2d(128, 128, 3, padding=1), self.images()
+        with QuickConvolutions(multiplying=False):
+            assert "_Spread" not in layer(images).grad_fn.name()
+        with QuickConvolutions(multiplying=True):
+            assert "_Spread" not in layer(images.contiguous()).grad_fn.name()
+        monkeypatch.setattr(winograd, "has_wide_vectors", lambda: True)
+        with QuickConvolutions(multiplying=True):
+            assert "_Spread" not in layer(images).grad_fn.name()
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_channels_come_last_where_that_was_measured(monkeypatch: pytest.MonkeyPatch, wide: bool) -> None:
+    monkeypatch.setattr(quick_convolutions, "has_wide_vectors", lambda: wide)
+    images = torch.rand(2, 3, 8, 8)
+    found = arranged(images)
+    assert torch.equal(found, images)
+    assert found.is_contiguous(memory_format=torch.channels_last) is not wide
