@@ -77,7 +77,9 @@ def on_fewer_seeds(runs: Sequence[Run]) -> list[str]:
     counted, lines = Counter(run.strategy for run in runs), []
     for name in (one for one in counted if FEWEST <= counted[one] < counted[DEFAULT]):
         found = against(curves([run for run in runs if run.strategy in (name, "random")]), "random")[name]
-        lines += [f"`{name}` on {found.seeds} seeds alone: {points(found.difference)} to random, wins {found.wins:g}.\n"]
+        lines += [
+            f"`{name}` on {found.seeds} seeds alone: {points(found.difference)} to random, wins {found.wins:g}.\n"
+        ]
     return lines
 
 

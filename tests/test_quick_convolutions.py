@@ -179,7 +179,15 @@ class TestWinograd:
 
     @pytest.mark.parametrize(
         ("channels", "side", "quick"),
-        [(128, 8, True), (512, 4, True), (256, 2, False), (64, 8, False), (256, 7, True), (128, 7, False), (256, 3, False)],
+        [
+            (128, 8, True),
+            (512, 4, True),
+            (256, 2, False),
+            (64, 8, False),
+            (256, 7, True),
+            (128, 7, False),
+            (256, 3, False),
+        ],
     )
     def test_where_it_is_used(self, channels: int, side: int, quick: bool) -> None:
         layer = nn.Conv2d(channels, channels, 3, padding=1)

@@ -31,7 +31,7 @@ from lplgrad_backend.together import fit_together, processes_for
 
 CPU = torch.device("cpu")
 COUNT = 21
-TWO_STEPS = replace(FROM_SCRATCH, epochs=1, steps=0, batch=11, settling=2)
+TWO_STEPS = replace(FROM_SCRATCH, optimiser="sgd", rate=0.01, epochs=1, steps=0, batch=11, settling=2)
 
 
 def network() -> Network:
@@ -93,7 +93,7 @@ def test_two_processes_train_the_network_of_one(tmp_path: Path) -> None:
     for name, value in asdict(wanted).items():
         assert name == "seconds" or asdict(found)[name] == pytest.approx(value, rel=1e-4), name
     images, _ = pictures()
-    torch.testing.assert_close(look_at(shared, images).logits, look_at(alone, images).logits, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(look_at(shared, images).logits, look_at(alone, images).logits, rtol=1e-3, atol=1e-3)
     assert not shared.training and processes_of(tmp_path) == []
     assert [one.requires_grad for one in shared.parameters()] == [one.requires_grad for one in alone.parameters()]
 
