@@ -3,9 +3,9 @@
     .venv/bin/python -m benchmarks.training_step [--rounds 7]
 
 ResNet-18 from scratch, SGD, process CPU time: a step of each kind in turn, the median of the rounds' ratios after one to
-warm up. Torch's own get the images as they come, channels first; the others as `arranged` lays them. Freed memory is kept as in
-the process that trains (rounds.ENVIRONMENT). Writes training_step.md and training_step.json beside itself, a part for each
-kind of processor.
+warm up. Torch's own get the images as they come, channels first; the others as `arranged` lays them. Freed memory is kept
+as in the process that trains (rounds.ENVIRONMENT). Writes training_step.md and training_step.json beside itself, a part for
+each kind of processor.
 """
 
 from __future__ import annotations
