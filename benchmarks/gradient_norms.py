@@ -61,11 +61,11 @@ def images_of(setting: Setting, count: int) -> Tensor:
     return torch.rand(count, 3, setting.side, setting.side, generator=torch.Generator().manual_seed(1))
 
 
-def train(network: nn.Module, setting: Setting, steps: int = 3) -> nn.Module:
+def train(network: nn.Module, setting: Setting) -> nn.Module:
     """Some steps on random images and labels: weights that are no longer what they began as, and a confident head.
 
-    Logits of a new inception_v3 are of the order of 1e11 until its BatchNorms know what they see, which three steps of the
-    usual momentum do not teach them: there they take the mean of all steps.
+    The BatchNorms of a new inception_v3 have to learn what they see first, which takes too long with the usual momentum:
+    there they take the mean of all steps.
     """
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d) and setting.backbone == "inception_v3":
@@ -73,7 +73,7 @@ def train(network: nn.Module, setting: Setting, steps: int = 3) -> nn.Module:
     images, labels = images_of(setting, 2), torch.arange(2) % CLASSES
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3)
     network.train()
-    for _ in range(steps):
+    for _ in range(setting.steps):
         optimiser.zero_grad()
         F.cross_entropy(network(images), labels).backward()
         optimiser.step()
