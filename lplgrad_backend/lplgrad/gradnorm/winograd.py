@@ -89,8 +89,8 @@ class Winograd:
     """A convolution by a weight [O, I, 3, 3] with stride 1, for as many calls as there are."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> None:
-        spread = (_products_of_g(weight) @ weight.permute(0, 2, 3, 1).flatten(1, 2)).permute(1, 2, 0)
-        self._spread = spread  # U [16, I, O]
+        # U [16, I, O]
+        self._spread = (_products_of_g(weight) @ weight.permute(0, 2, 3, 1).flatten(1, 2)).permute(1, 2, 0)
         self._bias, self._padding = bias, padding
 
     def __call__(self, x: Tensor) -> Tensor:
