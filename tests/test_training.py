@@ -299,9 +299,10 @@ def test_a_recipe_is_stored_as_plain_values(recipe: Recipe) -> None:
 
 @dataclass(frozen=True)
 class Learned:
-    """What a network that saw 150 digits says of 1,647 others."""
+    """What a network that saw 150 digits says of them (`known`: its accuracy), and of 1,647 others."""
 
     last: EpochRecord
+    known: float
     wrong: Tensor
     predicted: Tensor
 
@@ -318,8 +319,11 @@ def learned() -> list[Learned]:
     def one(seed: int) -> Learned:
         network, targets = new_network("resnet18", classes=10), torch.eye(10)[labels[some]]
         *_, last = fit(network, images[some], targets, FROM_SCRATCH, seed=seed, device=CPU)
+        known = float((look_at(network, images[some]).logits.argmax(1) == labels[some]).double().mean())
         seen = look_at(network, images[others])
-        return Learned(last, seen.logits.argmax(1) != labels[others], network.loss_prediction(seen.pooled).detach())
+        return Learned(
+            last, known, seen.logits.argmax(1) != labels[others], network.loss_prediction(seen.pooled).detach()
+        )
 
     return [one(seed) for seed in range(8)]
 
@@ -340,10 +344,10 @@ def test_maps_of_one_pixel_meet_the_centre_of_a_kernel_alone() -> None:
 
 @pytest.mark.timeout(600)  # eight trainings
 def test_digits_are_learned_from_few_labels(learned: list[Learned]) -> None:
-    known = [one.last.accuracy for one in learned]  # of augmented images: differs by 0.02 with seed or rounding
-    assert sum(known) / len(known) > 0.95
-    assert min(known) > 0.9
+    # of augmented images, of which one network names hundredths more or less by rounding alone
+    assert sum(one.last.accuracy for one in learned) / len(learned) > 0.95
     for one in learned:
+        assert one.known > 0.95
         assert one.wrong.float().mean() < 0.1
 
 

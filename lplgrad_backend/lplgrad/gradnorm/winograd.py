@@ -43,7 +43,7 @@ LARGEST_PART = 2**19
 
 def suits(x: Tensor, weight: Tensor, window: Window) -> bool:
     """Whether a convolution of x [N, I, H, W] by a weight [O, I, k, k] is faster so, and its input gradient."""
-    height, width = _size(x, window)
+    height, width = _size(x, window.padding)
     return _fits(x, weight, window) and _is_worth(len(x), height, width, weight, CONVOLUTION)
 
 
@@ -54,14 +54,13 @@ def suits_weight_gradients(x: Tensor, g: Tensor, weight: Tensor, window: Window)
 
 def suits_training(x: Tensor, weight: Tensor, window: Window) -> bool:
     """Whether all that a training step does with such a convolution is faster so, U made anew."""
-    height, width = _size(x, window)
+    height, width = _size(x, window.padding)
     return _fits(x, weight, window) and _is_worth(len(x), height, width, weight, TRAINING)
 
 
-def _size(x: Tensor, window: Window) -> tuple[int, int]:
+def _size(x: Tensor, padding: tuple[int, int]) -> tuple[int, int]:
     """H' and W'."""
-    (top, left), (height, width) = window.padding, x.shape[2:]
-    return height + 2 * top - 2, width + 2 * left - 2
+    return x.shape[2] + 2 * padding[0] - 2, x.shape[3] + 2 * padding[1] - 2
 
 
 def _fits(x: Tensor, weight: Tensor, window: Window) -> bool:
@@ -136,7 +135,7 @@ def _products_of_g(like: Tensor) -> Tensor:
 def _convolved(
     x: Tensor, spread: Tensor, bias: Tensor | None, padding: tuple[int, int], order: Sequence[int]
 ) -> Tensor:
-    height, width = x.shape[2] + 2 * padding[0] - 2, x.shape[3] + 2 * padding[1] - 2
+    height, width = _size(x, padding)
     down, right = _half(height), _half(width)
     whole = len(x), spread.shape[2], 2 * down, 2 * right
     y = torch.empty(whole, dtype=x.dtype, memory_format=torch.channels_last)
