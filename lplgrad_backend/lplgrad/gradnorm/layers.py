@@ -13,7 +13,9 @@ from lplgrad_backend.lplgrad.gradnorm.activation import Activation
 from lplgrad_backend.lplgrad.gradnorm.convolution import Normalisation, Statistics
 from lplgrad_backend.lplgrad.gradnorm.matrices import linear, outer_sums
 from lplgrad_backend.lplgrad.gradnorm.products import outer_squares
-from lplgrad_backend.lplgrad.gradnorm.tally import Tally, Target
+from lplgrad_backend.lplgrad.gradnorm.tally import Tally, Target, at_least_single
+
+aten = torch.ops.aten
 
 Saved = tuple[Tensor, ...]
 Wanted = tuple[bool, ...]
@@ -74,41 +76,66 @@ def _over_positions(values: Tensor) -> Tensor:
     return values.sum(tuple(range(2, values.dim()))) if values.dim() > 2 else values
 
 
-class Standardised:
-    """LayerNorm and GroupNorm: y = gamma * xhat + beta, where xhat is x standardised over a group.
-
-    Args:
-        standardise: x -> xhat, differentiable.
-        shape: gamma's and beta's, as it is multiplied on xhat; e.g. [C] or [C, 1, 1].
-    """
+class LayerNorm:
+    """y = gamma xhat + beta, xhat standardised over the last dimensions:  dH/dgamma = sum g xhat,  dH/dbeta = sum g."""
 
     def __init__(
-        self, standardise: Callable[[Tensor], Tensor], shape: Sequence[int], gamma: Tensor | None, beta: Tensor | None,
+        self, shape: Sequence[int], epsilon: float, gamma: Tensor | None, beta: Tensor | None,
         gamma_target: Target | None, beta_target: Target | None,
     ) -> None:  # fmt: skip
-        self.standardise, self.shape = standardise, tuple(shape)
-        self.gamma = None if gamma is None else gamma.view(self.shape)
-        self.beta = None if beta is None else beta.view(self.shape)
-        self.vector = None if gamma is None else gamma.shape
+        self.shape, self.epsilon = tuple(shape), epsilon
+        self.gamma, self.beta = gamma, beta
         self.gamma_target, self.beta_target = gamma_target, beta_target
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
-        y = self.standardise(inputs[0])
-        if self.gamma is not None:
-            y = y * self.gamma
-        return y if self.beta is None else y + self.beta, inputs
+        x = inputs[0]
+        y, mean, inverse_deviation = aten.native_layer_norm.default(
+            x.to(at_least_single(x)), self.shape, self.gamma, self.beta, self.epsilon
+        )
+        return y.to(x.dtype), (x, mean, inverse_deviation)
 
     def backward(self, tally: Tally, gradient: Tensor, saved: Saved, wanted: Wanted) -> tuple[Tensor | None, ...]:
-        with torch.enable_grad():
-            x = saved[0].detach().requires_grad_(wanted[0])
-            standard = self.standardise(x)
-        for target, values in ((self.beta_target, gradient), (self.gamma_target, gradient * standard.detach())):
-            if target is not None:
-                tally.add(target, _reduced(values, tally.images, self.shape).view(tally.images, *(self.vector or ())))
+        x, mean, inverse_deviation = saved
+        g = gradient.to(mean.dtype)
+        if self.beta_target is not None:
+            tally.add(self.beta_target, _reduced(g, tally.images, self.shape))
+        if self.gamma_target is not None:
+            standard = (x - mean).mul_(inverse_deviation)
+            tally.add(self.gamma_target, _reduced(standard.mul_(g), tally.images, self.shape))
         if not wanted[0]:
             return (None,)
-        back = gradient if self.gamma is None else gradient * self.gamma
-        return torch.autograd.grad(standard, x, back.to(standard.dtype))
+        found = aten.native_layer_norm_backward.default(
+            g, x.to(mean.dtype), self.shape, mean, inverse_deviation, self.gamma, self.beta, (True, False, False)
+        )
+        return (found[0].to(gradient.dtype),)
+
+
+class GroupNorm:
+    """The same over groups of channels, with gamma and beta [C]."""
+
+    def __init__(
+        self, groups: int, epsilon: float, gamma: Tensor | None, beta: Tensor | None, gamma_target: Target | None,
+        beta_target: Target | None,
+    ) -> None:  # fmt: skip
+        self.groups, self.epsilon = groups, epsilon
+        self.gamma, self.beta = gamma, beta
+        self.gamma_target, self.beta_target = gamma_target, beta_target
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
+        x = inputs[0].to(at_least_single(inputs[0]))
+        return F.group_norm(x, self.groups, self.gamma, self.beta, self.epsilon).to(inputs[0].dtype), inputs
+
+    def backward(self, tally: Tally, gradient: Tensor, saved: Saved, wanted: Wanted) -> tuple[Tensor | None, ...]:
+        g, shape = gradient.to(at_least_single(gradient)), (gradient.shape[1], *[1] * (gradient.dim() - 2))
+        with torch.enable_grad():
+            x = saved[0].detach().to(g.dtype).requires_grad_(wanted[0])
+            standard = F.group_norm(x, self.groups, None, None, self.epsilon)
+        for target, values in ((self.beta_target, g), (self.gamma_target, g * standard.detach())):
+            tally.add(target, _reduced(values, tally.images, shape).flatten(1))
+        if not wanted[0]:
+            return (None,)
+        back = g if self.gamma is None else g * self.gamma.view(shape)
+        return (torch.autograd.grad(standard, x, back)[0].to(gradient.dtype),)
 
 
 class Sum:

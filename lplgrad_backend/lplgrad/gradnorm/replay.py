@@ -196,21 +196,17 @@ class Replay(TorchFunctionMode):
         self, use: Use, input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None,
         bias: Tensor | None = None, eps: float = 1e-5,
     ) -> Rule:  # fmt: skip
-        shape = tuple(normalized_shape)
-        return layers.Standardised(
-            lambda x: F.layer_norm(x, shape, None, None, eps), shape, _cut(weight), _cut(bias),
-            self._target(weight), self._target(bias),
-        )  # fmt: skip
+        return layers.LayerNorm(
+            normalized_shape, eps, _cut(weight), _cut(bias), self._target(weight), self._target(bias)
+        )
 
     def _group_norm_rule(
         self, use: Use, input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
         eps: float = 1e-5,
     ) -> Rule:  # fmt: skip
-        shape = (input.shape[1], *[1] * (input.dim() - 2))
-        return layers.Standardised(
-            lambda x: F.group_norm(x, num_groups, None, None, eps), shape, _cut(weight), _cut(bias),
-            self._target(weight), self._target(bias),
-        )  # fmt: skip
+        return layers.GroupNorm(
+            num_groups, eps, _cut(weight), _cut(bias), self._target(weight), self._target(bias)
+        )
 
 
 _BUILDERS: dict[object, Callable[..., Rule]] = {
