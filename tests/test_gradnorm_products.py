@@ -13,11 +13,13 @@ from lplgrad_backend.lplgrad.gradnorm import products
 from lplgrad_backend.lplgrad.gradnorm.products import (
     FEWEST_CHANNELS,
     Window,
+    are_images_cheaper_side_by_side,
     are_shifts_cheaper,
     gram_squares,
     shifted_weight_gradients,
     weight_gradients,
     weight_gradients_one_by_one,
+    weight_gradients_side_by_side,
 )
 
 Problem = tuple[Tensor, Tensor, Tensor, Window]
@@ -70,7 +72,8 @@ def test_every_way_agrees_with_autograd(
     layout = torch.channels_last if last else torch.contiguous_format
     x, g = x.contiguous(memory_format=layout), g.contiguous(memory_format=layout)
     wanted = oracle(x, g, weight, window)
-    for way in (shifted_weight_gradients, weight_gradients_one_by_one, weight_gradients):
+    ways = shifted_weight_gradients, weight_gradients_one_by_one, weight_gradients_side_by_side, weight_gradients
+    for way in ways:
         agree(way(x, g, weight, window), wanted)
     agree(gram_squares(x, g, kernel, window), wanted.square().sum((1, 2, 3, 4)))
 
@@ -90,6 +93,19 @@ class TestTheChoice:
             x, _, weight, window = problem(1, channels, (8, 8), (3, 3), Window((1, 1), (1, 1), (1, 1), groups))
             assert not are_shifts_cheaper(x, weight, window)
 
+    @pytest.mark.parametrize(
+        ("channels", "groups", "side", "expected"),
+        [(1, 64, 14, True), (8, 8, 14, True), (16, 4, 14, False), (64, 1, 14, False), (1, 64, 56, False)],
+    )
+    def test_images_of_narrow_groups_and_small_maps_share_a_call(
+        self, channels: int, groups: int, side: int, expected: bool
+    ) -> None:
+        x, _, weight, window = problem(
+            2, (channels, channels), (side, side), (3, 3), Window((1, 1), (1, 1), (1, 1), groups)
+        )
+        assert are_images_cheaper_side_by_side(x, weight, window) is expected
+
     def test_a_gpu_is_not_asked_once_for_each_image(self) -> None:
-        elsewhere = torch.empty(1, 3, 8, 8, device="meta")
-        assert are_shifts_cheaper(elsewhere, torch.empty(8, 3, 3, 3, device="meta"), self.PLAIN)
+        elsewhere, weight = torch.empty(1, 3, 8, 8, device="meta"), torch.empty(8, 3, 3, 3, device="meta")
+        assert are_shifts_cheaper(elsewhere, weight, self.PLAIN)
+        assert are_images_cheaper_side_by_side(elsewhere, weight, self.PLAIN)

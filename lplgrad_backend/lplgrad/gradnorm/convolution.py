@@ -166,7 +166,8 @@ class Convolution:
         norm, kernel, target = self.norm, self.kernel, self.kernel.weight_target
         if norm is not None:
             tally.add(norm.beta_target, total)
-        tally.add(kernel.bias_target, total if norm is None else total * norm.scale)
+        if kernel.bias_target is not None:
+            tally.add(kernel.bias_target, total if norm is None else total * norm.scale)
         x = self._seen(x)
         gradients = self._gradients(x, g) if self._forms_gradients(x, g, z) else None
         if target is not None and gradients is None:

@@ -98,10 +98,17 @@ def are_shifts_cheaper(x: Tensor, weight: Tensor, window: Window) -> bool:
 
 def weight_gradients_by_layer(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> Tensor:
     """By the layer's own backward pass, which sums over a batch: of one image made of all, or of an image at a time."""
-    narrow = window.groups > 1 and weight.shape[1] <= MOST_CHANNELS_SIDE_BY_SIDE
-    if narrow and channels_last(x) and x[0].numel() <= LARGEST_SIDE_BY_SIDE:
+    if channels_last(x) and are_images_cheaper_side_by_side(x, weight, window):
         return weight_gradients_side_by_side(x, g, weight, window)
     return weight_gradients_one_by_one(x, g, weight, window)
+
+
+def are_images_cheaper_side_by_side(x: Tensor, weight: Tensor, window: Window) -> bool:
+    """Whether one call for all images is faster than one for each; on a GPU each would cost a launch."""
+    if x.device.type != "cpu":
+        return True
+    narrow = window.groups > 1 and weight.shape[1] <= MOST_CHANNELS_SIDE_BY_SIDE
+    return narrow and x[0].numel() <= LARGEST_SIDE_BY_SIDE
 
 
 def weight_gradients_side_by_side(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> Tensor:
@@ -109,7 +116,7 @@ def weight_gradients_side_by_side(x: Tensor, g: Tensor, weight: Tensor, window: 
     window = replace(window, groups=len(x) * window.groups)
     kernels = weight[:1, :1].expand(len(x) * len(weight), *weight.shape[1:])  # its numbers do not matter
     found = image_weight_gradient(_side_by_side(x), _side_by_side(g), kernels, window)
-    return found.unflatten(0, (len(x), -1))
+    return found.view(len(x), *weight.shape)
 
 
 def _side_by_side(features: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -149,11 +149,27 @@ class GradientNorms:
         key = _key(images)
         if key not in self.plans:
             try:
-                self.plans[key] = trace(self.model, images)
-                self._warn_of_mapped(self.plans[key])
+                plan = trace(self.model, images)
+                self.plans[key] = replace(plan, bytes_per_image=self._bytes_per_image(plan, images[:1]))
+                self._warn_of_mapped(plan)
             except Unproved as reason:
                 self._give_up(key, reason)
         return self.plans[key]
+
+    def _bytes_per_image(self, plan: Plan, image: Tensor) -> int:
+        """The image, what is kept of it until the way back, and two of the largest tensors, which come and go on it."""
+        weights = {one.untyped_storage().data_ptr() for one in self._weights}
+        kept: dict[int, int] = {}
+
+        def note(saved: Tensor) -> Tensor:
+            storage = saved.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+            self._replayed(plan, image, {})
+        return image.nbytes + sum(kept.values()) + 2 * max(kept.values(), default=0)
 
     def _give_up(self, key: tuple[object, ...], reason: Exception) -> None:
         self.plans[key] = None
@@ -179,14 +195,18 @@ class GradientNorms:
         except (RuntimeError, ValueError):
             return fallback.looped(self.model, images, self.parameters, self.multiple, self.temperatures)
 
-    def _by_rules(self, plan: Plan, images: Tensor, rules: Rules) -> fallback.Answer:
+    def _replayed(self, plan: Plan, images: Tensor, rules: Rules) -> tuple[Tensor, Replay]:
+        """Logits [N, C], and what the way back from them needs."""
         names = {id(one): name for name, one in self.parameters.items()}
         anchor = torch.zeros((), device=images.device, requires_grad=True)
         arranged = images.contiguous(memory_format=plan.memory_format)
-        tally = Tally(len(images))
-        replay = Replay(plan, names, rules, tally, anchor, self.precision)
+        replay = Replay(plan, names, rules, Tally(len(images)), anchor, self.precision)
         with torch.enable_grad(), replay:
-            logits = self.model(arranged)
+            return self.model(arranged), replay
+
+    def _by_rules(self, plan: Plan, images: Tensor, rules: Rules) -> fallback.Answer:
+        logits, replay = self._replayed(plan, images, rules)
+        tally, anchor = replay.tally, replay.anchor
         levels = []
         for temperature in self.temperatures:
             seeds, scales = unit_seeds(entropy_gradient(logits, self.multiple, temperature))

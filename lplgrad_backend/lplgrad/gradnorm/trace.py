@@ -70,12 +70,13 @@ class Plan:
 
     Attributes:
         memory_format: how the images are to lie in memory.
+        bytes_per_image: that a pass takes; 0 before the first.
     """
 
     uses: dict[int, Use]
     alone: frozenset[Key]
-    bytes_per_image: int
     memory_format: torch.memory_format
+    bytes_per_image: int = 0
 
 
 @dataclass
@@ -98,7 +99,6 @@ class Tracer(TorchFunctionMode):
         self.dependent = {id(images)}
         self.outputs: dict[int, _Output] = {}
         self.alive: list[Any] = [images]  # an id means nothing once its object is gone
-        self.storages: dict[int, int] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -125,7 +125,6 @@ class Tracer(TorchFunctionMode):
                 self.outputs[id(one)].readers.append((at, func, args, kwargs))
         for one in results:
             self.alive.append(one)
-            self.storages[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
             if depends:
                 self.dependent.add(id(one))
 
@@ -254,8 +253,7 @@ def _trace(model: nn.Module, image: Tensor, memory_format: torch.memory_format) 
     if logits[0].isnan().any() or not logits[1].isnan().all():
         raise Unproved("the logits of one image depend on another's")
     _take_along(tracer)
-    bytes_per_image = sum(tracer.storages.values()) // IMAGES
-    return Plan(tracer.uses, _used_once(tracer.uses), bytes_per_image, memory_format)
+    return Plan(tracer.uses, _used_once(tracer.uses), memory_format)
 
 
 def _used_once(uses: dict[int, Use]) -> frozenset[Key]:
