@@ -12,10 +12,13 @@ from torch import Tensor
 from lplgrad_backend.lplgrad.gradnorm import products
 from lplgrad_backend.lplgrad.gradnorm.products import (
     FEWEST_CHANNELS,
+    FEWEST_HALVED,
     Window,
     are_images_cheaper_side_by_side,
     are_shifts_cheaper,
+    gram_inner_products,
     gram_squares,
+    outer_squares,
     shifted_weight_gradients,
     weight_gradients,
     weight_gradients_one_by_one,
@@ -76,6 +79,15 @@ def test_every_way_agrees_with_autograd(
     for way in ways:
         agree(way(x, g, weight, window), wanted)
     agree(gram_squares(x, g, kernel, window), wanted.square().sum((1, 2, 3, 4)))
+
+
+@pytest.mark.parametrize("positions", [1, 2, 49, FEWEST_HALVED, FEWEST_HALVED + 69])
+def test_squares_of_sums_need_no_sum(positions: int) -> None:
+    random = torch.Generator().manual_seed(positions)
+    a, g = (torch.randn(3, positions, channels, generator=random) for channels in (20, 30))
+    wanted = (g.double().mT @ a.double()).square().sum((1, 2))
+    agree(gram_inner_products(a, g), wanted)
+    agree(outer_squares(a, g), wanted)
 
 
 class TestTheChoice:

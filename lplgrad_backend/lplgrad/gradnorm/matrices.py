@@ -34,11 +34,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x.contiguous(), weight, bias)
 
 
-def grams(rows: Tensor) -> Tensor:
-    """[M, P, C] -> [M, P, P], each matrix times its own transpose."""
-    if _is_for_onednn(rows, rows[0].numel() * rows.shape[1]):
-        return torch.stack([_onednn(one, one) for one in rows])
-    return torch.bmm(rows, rows.mT)
+def row_products(left: Tensor, right: Tensor) -> Tensor:
+    """[M, P, C] and [M, Q, C] -> [M, P, Q]: every row times every other."""
+    if _is_for_onednn(left, left[0].numel() * right.shape[1]):
+        return torch.stack([_onednn(one, other) for one, other in zip(left, right, strict=True)])
+    return torch.bmm(left, right.mT)
 
 
 def outer_sums(a: Tensor, g: Tensor) -> Tensor:
