@@ -72,10 +72,11 @@ class Replay(TorchFunctionMode):
 
     def _check_weights(self, use: Use, args: calls.Args, kwargs: calls.Kwargs) -> None:
         """A network may choose its weights by what it sees; then the plan is another network's."""
-        same = self._keys(*calls.tensors_in(args, kwargs)) == use.keys
         if use.kind is Kind.TAKEN and use.norm is not None:
             planned = calls.tensors_in(use.norm[0], use.norm[1])
-            same &= all(one is other for one, other in zip(calls.tensors_in(args[1:], kwargs), planned, strict=True))
+            same = all(one is other for one, other in zip(calls.tensors_in(args[1:], kwargs), planned, strict=True))
+        else:
+            same = self._keys(*calls.tensors_in(args, kwargs)) == use.keys
         if not same:
             raise Unproved(f"{calls.name_of(use.func)} takes other weights for other images")
 

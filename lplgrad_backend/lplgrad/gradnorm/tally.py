@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -27,24 +28,26 @@ class Target:
 
 
 class Tally:
-    """Squared norms [N] of tensors used once, and gradients [N, ...] of the others."""
+    """Squared norms [N] of tensors used once, vectors [N, C] that have such a norm, and gradients [N, ...] of the others."""
 
     def __init__(self, images: int) -> None:
         self.images = images
         self.squares: dict[Key, Tensor] = {}
+        self.vectors: dict[Key, Tensor] = {}
         self.gradients: dict[Key, Tensor] = {}
 
     def add(self, target: Target | None, gradient: Tensor) -> None:
-        """Per-image gradients [N, ...] of one use."""
+        """Per-image gradients [N, ...] of one use, or anything as long."""
         if target is None:
             return
-        gradient = gradient.to(at_least_single(gradient))
-        if target.alone:
+        if target.alone and gradient.dim() == 2:
+            self.vectors[target.key] = gradient
+        elif target.alone:
             self.squares[target.key] = squared_norms(gradient)
-        elif target.key in self.gradients:
-            self.gradients[target.key] = self.gradients[target.key] + gradient
         else:
-            self.gradients[target.key] = gradient
+            gradient = gradient.to(at_least_single(gradient))
+            known = self.gradients.get(target.key)
+            self.gradients[target.key] = gradient if known is None else known + gradient
 
     def add_squares(self, target: Target, squares: Tensor) -> None:
         """Squared norms [N] of a tensor used once."""
@@ -53,6 +56,7 @@ class Tally:
     def clear(self) -> None:
         """Forgets everything, for another backward pass through the same sites."""
         self.squares.clear()
+        self.vectors.clear()
         self.gradients.clear()
 
     def table(self, names: Iterable[str], scales: Tensor) -> Tensor:
@@ -60,11 +64,24 @@ class Tally:
         names = list(names)
         if not names:
             return scales.new_zeros(len(scales), 0)
-        squares = self.squares | {key: squared_norms(gradient) for key, gradient in self.gradients.items()}
+        squares = self.squares | self._squares_of_vectors()
+        squares |= {key: squared_norms(gradient) for key, gradient in self.gradients.items()}
         nothing = torch.zeros(len(scales), device=scales.device)
         columns = torch.stack([squares.get(name, nothing) for name in names], 1)
         # rounding may leave a square just below zero
         return columns.double().clamp_min(0).sqrt() * scales.unsqueeze(1)
+
+    def _squares_of_vectors(self) -> dict[Key, Tensor]:
+        """Of all of one size together: alone each would take as long as its call does."""
+        alike = defaultdict[tuple[int, torch.dtype], list[Key]](list)
+        for key, vector in self.vectors.items():
+            alike[vector.shape[1], vector.dtype].append(key)
+        found: dict[Key, Tensor] = {}
+        for keys in alike.values():
+            together = torch.stack([self.vectors[key] for key in keys])  # [K, N, C]
+            squares = squared_norms(together.flatten(0, 1)).view(len(keys), -1)
+            found.update(zip(keys, squares.unbind(), strict=True))
+        return found
 
 
 def squared_norms(gradient: Tensor) -> Tensor:
