@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lplgrad_backend.lplgrad.gradnorm import packing
-from lplgrad_backend.lplgrad.gradnorm.packing import pack, pack_backward, packable, turnable
+from lplgrad_backend.lplgrad.gradnorm.packing import Packed, Turned, pack, pack_backward, packable, turn, turnable
 
 WIDE = 48  # 48 * 48 * 3 * 3 numbers are worth arranging
 
@@ -48,8 +48,9 @@ def test_the_way_back_is_autograds(
     y = F.conv2d(x, weight.double(), None, 1, padding, dilation)
     g = numbers(*y.shape, seed=2)
     [oracle] = torch.autograd.grad(y, x, g.double())
-    found = pack_backward(weight, padding, dilation, g)(g)
-    torch.testing.assert_close(found.double(), oracle, rtol=1e-4, atol=1e-4)
+    way = turn(weight, padding, dilation)
+    for found in way(g), pack(way.weight, None, (1, 1), way.padding, dilation, g)(g):
+        torch.testing.assert_close(found.double(), oracle, rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_packed() -> None:
@@ -58,6 +59,8 @@ def test_what_is_packed() -> None:
     assert not packable(x.contiguous(), weight)
     assert not packable(x, numbers(4, WIDE, 3, 3))
     assert not packable(x.double(), weight.double())
+    assert isinstance(pack_backward(weight, (1, 1), (1, 1), x), Packed)
+    assert isinstance(pack_backward(numbers(WIDE, 4, 3, 3), (1, 1), (1, 1), x), Turned)
 
 
 def test_what_can_be_turned_about() -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from lplgrad_backend.lplgrad.gradnorm import winograd
 from lplgrad_backend.lplgrad.gradnorm.activation import Activation
 from lplgrad_backend.lplgrad.gradnorm.matrices import outer_sums
-from lplgrad_backend.lplgrad.gradnorm.packing import Packed, pack, pack_backward, packable, turnable
+from lplgrad_backend.lplgrad.gradnorm.packing import Packed, Turned, pack, pack_backward, packable, turnable
 from lplgrad_backend.lplgrad.gradnorm.products import (
     Window,
     depthwise_gradients,
@@ -113,7 +113,7 @@ class Convolution:
         self._turnable = turnable(self.weight, window.stride, window.padding, window.dilation, window.groups)
         self._winograd: winograd.Winograd | None = None
         self._packed: Packed | None = None
-        self._packed_backward: Packed | None = None
+        self._way_back: Packed | Turned | None = None
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """y; x and the tensor that the activation and gamma need."""
@@ -150,11 +150,11 @@ class Convolution:
     def _input_gradient(self, x: Tensor, g: Tensor) -> Tensor:
         if self._winograd is not None:
             return self._winograd.input_gradient(g)
-        window, packed = self.kernel.window, self._packed_backward
-        if packed is None and self._turnable and packable(g, self.weight):
-            packed = self._packed_backward = pack_backward(self.weight, window.padding, window.dilation, g)
-        if packed is not None:
-            return packed(g)
+        window = self.kernel.window
+        if self._way_back is None and self._turnable and g.device.type == "cpu":
+            self._way_back = pack_backward(self.weight, window.padding, window.dilation, g)
+        if self._way_back is not None:
+            return self._way_back(g)
         gradient: Tensor = torch.ops.aten.convolution_backward.default(
             g, x, self.weight, None, window.stride, window.padding, window.dilation, False, (0, 0), window.groups,
             (True, False, False),

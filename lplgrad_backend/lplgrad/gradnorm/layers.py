@@ -77,7 +77,10 @@ def _over_positions(values: Tensor) -> Tensor:
 
 
 class LayerNorm:
-    """y = gamma xhat + beta, xhat standardised over the last dimensions:  dH/dgamma = sum g xhat,  dH/dbeta = sum g."""
+    """y = gamma xhat + beta, xhat standardised over the last dimensions:  dH/dgamma = sum g xhat,  dH/dbeta = sum g.
+
+    y is at least float32, whatever x is.
+    """
 
     def __init__(
         self, shape: Sequence[int], epsilon: float, gamma: Tensor | None, beta: Tensor | None,
@@ -92,7 +95,7 @@ class LayerNorm:
         y, mean, inverse_deviation = aten.native_layer_norm.default(
             x.to(at_least_single(x)), self.shape, self.gamma, self.beta, self.epsilon
         )
-        return y.to(x.dtype), (x, mean, inverse_deviation)
+        return y, (x, mean, inverse_deviation)
 
     def backward(self, tally: Tally, gradient: Tensor, saved: Saved, wanted: Wanted) -> tuple[Tensor | None, ...]:
         x, mean, inverse_deviation = saved
@@ -107,7 +110,7 @@ class LayerNorm:
         found = aten.native_layer_norm_backward.default(
             g, x.to(mean.dtype), self.shape, mean, inverse_deviation, self.gamma, self.beta, (True, False, False)
         )
-        return (found[0].to(gradient.dtype),)
+        return (found[0].to(x.dtype),)
 
 
 class GroupNorm:
@@ -123,7 +126,7 @@ class GroupNorm:
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
         x = inputs[0].to(at_least_single(inputs[0]))
-        return F.group_norm(x, self.groups, self.gamma, self.beta, self.epsilon).to(inputs[0].dtype), inputs
+        return F.group_norm(x, self.groups, self.gamma, self.beta, self.epsilon), inputs
 
     def backward(self, tally: Tally, gradient: Tensor, saved: Saved, wanted: Wanted) -> tuple[Tensor | None, ...]:
         g, shape = gradient.to(at_least_single(gradient)), (gradient.shape[1], *[1] * (gradient.dim() - 2))
@@ -135,7 +138,7 @@ class GroupNorm:
         if not wanted[0]:
             return (None,)
         back = g if self.gamma is None else g * self.gamma.view(shape)
-        return (torch.autograd.grad(standard, x, back)[0].to(gradient.dtype),)
+        return (torch.autograd.grad(standard, x, back)[0].to(saved[0].dtype),)
 
 
 class Sum:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CONVOLVE: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
@@ -37,7 +38,7 @@ def packable(x: Tensor, weight: Tensor) -> bool:
 
 
 def turnable(weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> bool:
-    """Whether `pack_backward` can do a convolution."""
+    """Whether `turn` can do a convolution."""
     within = all(p <= d * (k - 1) for p, d, k in zip(padding, dilation, weight.shape[2:], strict=True))
     return groups == 1 and stride == (1, 1) and within
 
@@ -64,11 +65,30 @@ def pack(weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilat
     return Packed(arranged, bias, stride, padding, dilation)
 
 
-def pack_backward(weight: Tensor, padding: Pair, dilation: Pair, g: Tensor) -> Packed:
+@dataclass(frozen=True)
+class Turned:
     """From a gradient at the output of a convolution with stride 1 to that at its input: a convolution as well.
 
     dH/dx_p = sum_d W_d' g_(p - d): the kernel turned about, its channels swapped, and so much padding that x comes out.
+    torch's own way back for few channels is no faster, and takes up to twice as long for few images (measured).
     """
+
+    weight: Tensor
+    padding: Pair
+    dilation: Pair
+
+    def __call__(self, g: Tensor) -> Tensor:
+        return F.conv2d(g, self.weight, None, 1, self.padding, self.dilation)
+
+
+def turn(weight: Tensor, padding: Pair, dilation: Pair) -> Turned:
+    """The way back through a convolution that is `turnable`."""
     turned = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
     down, right = (d * (size - 1) - p for d, size, p in zip(dilation, weight.shape[2:], padding, strict=True))
-    return pack(turned, None, (1, 1), (down, right), dilation, g)
+    return Turned(turned, (down, right), dilation)
+
+
+def pack_backward(weight: Tensor, padding: Pair, dilation: Pair, g: Tensor) -> Packed | Turned:
+    """The same, arranged where that is faster."""
+    way = turn(weight, padding, dilation)
+    return pack(way.weight, None, (1, 1), way.padding, dilation, g) if packable(g, weight) else way
