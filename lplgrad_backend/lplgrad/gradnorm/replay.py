@@ -205,9 +205,7 @@ class Replay(TorchFunctionMode):
         self, use: Use, input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
         eps: float = 1e-5,
     ) -> Rule:  # fmt: skip
-        return layers.GroupNorm(
-            num_groups, eps, _cut(weight), _cut(bias), self._target(weight), self._target(bias)
-        )
+        return layers.GroupNorm(num_groups, eps, _cut(weight), _cut(bias), self._target(weight), self._target(bias))
 
 
 _BUILDERS: dict[object, Callable[..., Rule]] = {

@@ -150,14 +150,16 @@ class GradientNorms:
         if key not in self.plans:
             try:
                 plan = trace(self.model, images)
-                self.plans[key] = replace(plan, bytes_per_image=self._bytes_per_image(plan, images[:1]))
+                self.plans[key] = replace(
+                    plan, bytes_per_image=self._bytes_per_image(plan, images[:1].repeat(2, 1, 1, 1))
+                )
                 self._warn_of_mapped(plan)
             except Unproved as reason:
                 self._give_up(key, reason)
         return self.plans[key]
 
-    def _bytes_per_image(self, plan: Plan, image: Tensor) -> int:
-        """The image, what is kept of it until the way back, and two of the largest tensors, which come and go on it."""
+    def _bytes_per_image(self, plan: Plan, images: Tensor) -> int:
+        """Each image, what is kept of it until the way back, and two of the largest tensors, which come and go on it."""
         weights = {one.untyped_storage().data_ptr() for one in self._weights}
         kept: dict[int, int] = {}
 
@@ -168,8 +170,8 @@ class GradientNorms:
             return saved
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
-            self._replayed(plan, image, {})
-        return image.nbytes + sum(kept.values()) + 2 * max(kept.values(), default=0)
+            self._replayed(plan, images, {})
+        return (images.nbytes + sum(kept.values()) + 2 * max(kept.values(), default=0)) // len(images)
 
     def _give_up(self, key: tuple[object, ...], reason: Exception) -> None:
         self.plans[key] = None
