@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.gradient_norms_ablation [--rounds 5]
 
-The networks that have a target, measured as benchmarks/gradient_norms.py does; the answers must stay the same. Adds its
-table to gradient_norms.md and gradient_norms.json.
+Networks that have a target, and one of narrow layers, measured as benchmarks/gradient_norms.py does; the answers must stay
+the same. Adds its table to gradient_norms.md and gradient_norms.json.
 """
 
 from __future__ import annotations
@@ -21,10 +21,20 @@ from torch import Tensor, nn
 
 from benchmarks.gradient_norms import PAGE, RESULTS, images_of, network_of, seconds
 from benchmarks.gradient_norms_page import page
-from benchmarks.gradient_norms_settings import TARGETS
-from lplgrad_backend.lplgrad.gradnorm import GradientNorms, convolution, matrices, products, scorer, trace, winograd
+from benchmarks.gradient_norms_settings import MODELS, TARGETS
+from lplgrad_backend.lplgrad.gradnorm import (
+    GradientNorms,
+    convolution,
+    matrices,
+    packing,
+    products,
+    scorer,
+    tally,
+    trace,
+    winograd,
+)
 
-SETTINGS = TARGETS[:3]
+SETTINGS = (*TARGETS[:4], *[setting for setting in MODELS if setting.backbone == "shufflenet_v2_x1_0"])
 Without = Callable[[], AbstractContextManager[Any]]
 
 
@@ -37,12 +47,17 @@ def _never(*_: object) -> bool:
     return False
 
 
+def _one_by_one(self: tally.Tally) -> dict[tally.Key, Tensor]:
+    return {key: tally.squared_norms(vector) for key, vector in self.vectors.items()}
+
+
 _LOOK = trace._trace
 WITHOUT: dict[str, Without] = {
     "channels last": lambda: patch.object(trace, "_trace", _contiguous),
     "BatchNorm in the convolution": lambda: patch.object(trace, "_take_norm", lambda tracer, use, output, once: output),
     "the activation in the convolution": lambda: patch.object(trace, "activation_of", lambda *_: None),
-    "weights arranged once": lambda: patch.object(convolution, "packable", _never),
+    "weights arranged once": lambda: patch.object(packing, "WORTH_ARRANGING", 2**60),
+    "the way back as a convolution": lambda: patch.object(convolution, "turnable", _never),
     "products by oneDNN": lambda: patch.object(matrices, "LARGE", 2**60),
     "Winograd's convolutions": lambda: patch.object(winograd, "suits", _never),
     "Winograd's weight gradients": lambda: patch.object(winograd, "suits_weight_gradients", _never),
@@ -50,7 +65,10 @@ WITHOUT: dict[str, Without] = {
     "rules kept from call to call": lambda: patch.object(scorer, "_state", lambda tensor: object()),
     "Gram matrices of convolutions": lambda: patch.object(convolution, "gram_is_cheaper", _never),
     "Gram matrices of 1x1 convolutions": lambda: patch.object(convolution, "outer_gram_is_cheaper", _never),
-    "depthwise 3x3 image by image": lambda: patch.object(products, "LARGEST_DIRECT_KERNEL", 0),
+    "three quarters of Gram matrices": lambda: patch.object(products, "FEWEST_HALVED", 2**60),
+    "depthwise 3x3 by the layer": lambda: patch.object(products, "LARGEST_DIRECT_KERNEL", 0),
+    "images side by side": lambda: patch.object(products, "LARGEST_SIDE_BY_SIDE", 0),
+    "short gradients together": lambda: patch.object(tally.Tally, "_squares_of_vectors", _one_by_one),
 }
 
 
