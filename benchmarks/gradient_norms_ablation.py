@@ -34,7 +34,7 @@ from lplgrad_backend.lplgrad.gradnorm import (
     winograd,
 )
 
-SETTINGS = (*TARGETS[:4], *[setting for setting in MODELS if setting.backbone == "shufflenet_v2_x1_0"])
+SETTINGS = (*TARGETS[:3], *[setting for setting in MODELS if setting.backbone == "shufflenet_v2_x1_0"])
 Without = Callable[[], AbstractContextManager[Any]]
 
 
