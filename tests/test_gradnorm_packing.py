@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lplgrad_backend.lplgrad.gradnorm import packing
-from lplgrad_backend.lplgrad.gradnorm.packing import Packed, Turned, pack, pack_backward, packable, turn, turnable
+from lplgrad_backend.lplgrad.gradnorm.packing import Packed, Turned, pack, packable, turn, turnable, way_back
 
 WIDE = 48  # 48 * 48 * 3 * 3 numbers are worth arranging
 
@@ -59,8 +59,8 @@ def test_what_is_packed() -> None:
     assert not packable(x.contiguous(), weight)
     assert not packable(x, numbers(4, WIDE, 3, 3))
     assert not packable(x.double(), weight.double())
-    assert isinstance(pack_backward(weight, (1, 1), (1, 1), x), Packed)
-    assert isinstance(pack_backward(numbers(WIDE, 4, 3, 3), (1, 1), (1, 1), x), Turned)
+    assert isinstance(way_back(weight, (1, 1), (1, 1), x), Packed)
+    assert isinstance(way_back(numbers(WIDE, 4, 3, 3), (1, 1), (1, 1), x), Turned)
 
 
 def test_what_can_be_turned_about() -> None:

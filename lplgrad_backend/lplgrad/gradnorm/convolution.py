@@ -21,7 +21,7 @@ from torch import Tensor
 from lplgrad_backend.lplgrad.gradnorm import winograd
 from lplgrad_backend.lplgrad.gradnorm.activation import Activation
 from lplgrad_backend.lplgrad.gradnorm.matrices import outer_sums
-from lplgrad_backend.lplgrad.gradnorm.packing import Packed, Turned, pack, pack_backward, packable, turnable
+from lplgrad_backend.lplgrad.gradnorm.packing import Packed, Turned, pack, packable, turnable, way_back
 from lplgrad_backend.lplgrad.gradnorm.products import (
     Window,
     depthwise_gradients,
@@ -110,7 +110,9 @@ class Convolution:
         self.needs_output = norm is not None and norm.gamma_target is not None
         self.output_kept = output_kept
         window = kernel.window
-        self._turnable = turnable(self.weight, window.stride, window.padding, window.dilation, window.groups)
+        self._turnable = memory_format == torch.channels_last and turnable(
+            self.weight, window.stride, window.padding, window.dilation, window.groups
+        )
         self._winograd: winograd.Winograd | None = None
         self._packed: Packed | None = None
         self._way_back: Packed | Turned | None = None
@@ -152,7 +154,7 @@ class Convolution:
             return self._winograd.input_gradient(g)
         window = self.kernel.window
         if self._way_back is None and self._turnable and g.device.type == "cpu":
-            self._way_back = pack_backward(self.weight, window.padding, window.dilation, g)
+            self._way_back = way_back(self.weight, window.padding, window.dilation, g)
         if self._way_back is not None:
             return self._way_back(g)
         gradient: Tensor = torch.ops.aten.convolution_backward.default(

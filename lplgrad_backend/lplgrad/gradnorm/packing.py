@@ -88,7 +88,7 @@ def turn(weight: Tensor, padding: Pair, dilation: Pair) -> Turned:
     return Turned(turned, (down, right), dilation)
 
 
-def pack_backward(weight: Tensor, padding: Pair, dilation: Pair, g: Tensor) -> Packed | Turned:
-    """The same, arranged where that is faster."""
-    way = turn(weight, padding, dilation)
-    return pack(way.weight, None, (1, 1), way.padding, dilation, g) if packable(g, weight) else way
+def way_back(weight: Tensor, padding: Pair, dilation: Pair, g: Tensor) -> Packed | Turned:
+    """The same for gradients of g's size, arranged where that is faster."""
+    turned = turn(weight, padding, dilation)
+    return pack(turned.weight, None, (1, 1), turned.padding, dilation, g) if packable(g, weight) else turned

@@ -16,7 +16,7 @@ from lplgrad_backend.lplgrad.gradnorm.entropy import entropy_gradient
 from lplgrad_backend.lplgrad.gradnorm.products import channels_last
 from lplgrad_backend.lplgrad.gradnorm.replay import Replay, Rules, pull_back, unit_seeds
 from lplgrad_backend.lplgrad.gradnorm.tally import Tally
-from lplgrad_backend.lplgrad.gradnorm.trace import Kind, Plan, Unproved, trace
+from lplgrad_backend.lplgrad.gradnorm.trace import IMAGES, Kind, Plan, Unproved, trace
 
 MEMORY_BUDGET = 384 * 2**20
 """Bytes; more makes nothing faster but the largest networks, of which 224-pixel images take 100 MiB and more each."""
@@ -150,28 +150,27 @@ class GradientNorms:
         if key not in self.plans:
             try:
                 plan = trace(self.model, images)
-                self.plans[key] = replace(
-                    plan, bytes_per_image=self._bytes_per_image(plan, images[:1].repeat(2, 1, 1, 1))
-                )
+                self.plans[key] = replace(plan, bytes_per_image=self._bytes_per_image(plan, images[:1]))
                 self._warn_of_mapped(plan)
             except Unproved as reason:
                 self._give_up(key, reason)
         return self.plans[key]
 
-    def _bytes_per_image(self, plan: Plan, images: Tensor) -> int:
-        """Each image, what is kept of it until the way back, and two of the largest tensors, which come and go on it."""
+    def _bytes_per_image(self, plan: Plan, image: Tensor) -> int:
+        """The image, what is kept of it until the way back, and two of the largest tensors, which come and go on it."""
+        images = image.repeat(IMAGES, 1, 1, 1)
         weights = {one.untyped_storage().data_ptr() for one in self._weights}
         kept: dict[int, int] = {}
 
-        def note(saved: Tensor) -> Tensor:
+        def note(saved: Tensor) -> Tensor:  # alive as long as the logits, so no address comes twice
             storage = saved.untyped_storage()
             if storage.data_ptr() not in weights:
                 kept[storage.data_ptr()] = storage.nbytes()
             return saved
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
-            self._replayed(plan, images, {})
-        return (images.nbytes + sum(kept.values()) + 2 * max(kept.values(), default=0)) // len(images)
+            self._replayed(plan, images, {})  # rules for so few images would not do for more
+        return (images.nbytes + sum(kept.values()) + 2 * max(kept.values(), default=0)) // IMAGES
 
     def _give_up(self, key: tuple[object, ...], reason: Exception) -> None:
         self.plans[key] = None

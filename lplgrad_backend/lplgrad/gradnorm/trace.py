@@ -70,7 +70,7 @@ class Plan:
 
     Attributes:
         memory_format: how the images are to lie in memory.
-        bytes_per_image: that a pass takes; 0 before the first.
+        bytes_per_image: what an image takes of the memory; known to whoever has run the plan, 0 before.
     """
 
     uses: dict[int, Use]
