@@ -28,14 +28,13 @@ and photos at 16 px, which keeps a training near a minute; its stem is the small
 usual one for TrashNet, as the backend chooses by the size of the files). Plain `lplgrad` is the paper's order:
 on frozen features its joint training cannot disturb the main model, so that the preset `paper` differs by nothing
 else there. From scratch that preset, with the authors' training, has a row of its own where it was run; a variant
-shows the strategies that were run on all its seeds, and has a sentence for one that was run on fewer: that preset
-has eight seeds on CIFAR-10 with copies, and nine on TrashNet with copies, since at the authors' learning rate the loss
-of seed 1 grew beyond all numbers in the first round (of seed 4 instead, with another rounding). Runs come from
-processors with and without AVX-512, and some from after training without it got faster (training_step.md); those
-differ by rounding that training makes larger. Every strategy gets the same held-out images,
-first labels (drawn at random) and starting weights per seed; held-out images decide nothing. Pools have at most 2,000
-images (from scratch 400). *Imbalanced*: of these, every second class keeps as many as are a tenth of the most
-frequent one's.
+shows the strategies that were run on all its seeds, and has a sentence for one that was run on fewer: on TrashNet
+with copies that preset has nine, since at the authors' learning rate the loss of seed 1 grew beyond all numbers in
+the first round (of seed 4 instead, with another rounding). Runs come from processors with and without AVX-512, and
+some from after training without it got faster (training_step.md); those differ by rounding that training makes
+larger. Every strategy gets the same held-out images, first labels (drawn at random) and starting weights per seed;
+held-out images decide nothing. Pools have at most 2,000 images (from scratch 400). *Imbalanced*: of these, every
+second class keeps as many as are a tenth of the most frequent one's.
 *Duplicated*: every image is in the pool three times. `{DEFAULT}` is the default and is watched as in production
 (where its order looks unhealthy, BADGE orders that round); the others do what their names say. TrashNet and CIFAR-10
 were also used to find the default's rule, before this program was written, and imbalanced CIFAR-10 with seeds 100 to
