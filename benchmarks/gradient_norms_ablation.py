@@ -31,7 +31,7 @@ from lplgrad_backend.lplgrad.gradnorm import (
     scorer,
     tally,
     trace,
-    winograd,
+    winograd_choice,
 )
 
 SETTINGS = (*TARGETS[:3], *[setting for setting in MODELS if setting.backbone == "shufflenet_v2_x1_0"])
@@ -47,6 +47,10 @@ def _never(*_: object) -> bool:
     return False
 
 
+def _nothing(*_: object) -> None:
+    return None
+
+
 def _one_by_one(self: tally.Tally) -> dict[tally.Key, Tensor]:
     return {key: tally.squared_norms(vector) for key, vector in self.vectors.items()}
 
@@ -59,8 +63,8 @@ WITHOUT: dict[str, Without] = {
     "weights arranged once": lambda: patch.object(packing, "WORTH_ARRANGING", 2**60),
     "the way back as a convolution": lambda: patch.object(convolution, "turnable", _never),
     "products by oneDNN": lambda: patch.object(matrices, "LARGE", 2**60),
-    "Winograd's convolutions": lambda: patch.object(winograd, "suits", _never),
-    "Winograd's weight gradients": lambda: patch.object(winograd, "suits_weight_gradients", _never),
+    "Winograd's convolutions": lambda: patch.object(winograd_choice, "convolution", _nothing),
+    "Winograd's weight gradients": lambda: patch.object(winograd_choice, "weight_gradient", _nothing),
     "products of shifted maps": lambda: patch.object(products, "are_shifts_cheaper", _never),
     "rules kept from call to call": lambda: patch.object(scorer, "_state", lambda tensor: object()),
     "Gram matrices of convolutions": lambda: patch.object(convolution, "gram_is_cheaper", _never),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lplgrad_backend.lplgrad import quick_convolutions
-from lplgrad_backend.lplgrad.gradnorm import winograd
+from lplgrad_backend.lplgrad.gradnorm import winograd_choice
 from lplgrad_backend.lplgrad.quick_convolutions import QuickConvolutions, arranged
 
 
@@ -140,7 +140,7 @@ class TestWinograd:
 
     @pytest.fixture(autouse=True)
     def _narrow_vectors(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(winograd, "has_wide_vectors", lambda: False)
+        monkeypatch.setattr(winograd_choice, "has_wide_vectors", lambda: False)
 
     @staticmethod
     def images(channels: int = 128, side: int = 8) -> Tensor:
@@ -183,9 +183,11 @@ class TestWinograd:
             (128, 8, True),
             (512, 4, True),
             (256, 2, False),
-            (64, 8, False),
+            (64, 8, True),
+            (32, 8, False),
             (256, 7, True),
-            (128, 7, False),
+            (128, 7, True),
+            (128, 3, False),
             (256, 3, False),
         ],
     )
@@ -200,7 +202,7 @@ class TestWinograd:
             assert "_Spread" not in layer(images).grad_fn.name()
         with QuickConvolutions(multiplying=True):
             assert "_Spread" not in layer(images.contiguous()).grad_fn.name()
-        monkeypatch.setattr(winograd, "has_wide_vectors", lambda: True)
+        monkeypatch.setattr(winograd_choice, "has_wide_vectors", lambda: True)
         with QuickConvolutions(multiplying=True):
             assert "_Spread" not in layer(images).grad_fn.name()
 

@@ -29,9 +29,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from lplgrad_backend.lplgrad.gradnorm import winograd
+from lplgrad_backend.lplgrad.gradnorm import winograd, winograd_choice
 from lplgrad_backend.lplgrad.gradnorm.matrices import has_wide_vectors
 from lplgrad_backend.lplgrad.gradnorm.products import Window, channels_last
+from lplgrad_backend.lplgrad.gradnorm.winograd_forms import Form
 
 FEW = 4
 """Pixels of an output up to which a product of matrices is faster."""
@@ -84,21 +85,25 @@ class QuickConvolutions(TorchFunctionMode):
             down, right = padding
             centre = kernels[:, :, down : down + 1, right : right + 1]
             return torch.conv2d(images, centre, bias, stride, 0, dilation, groups)
-        if self._multiplying and winograd.suits_training(images, kernels, Window(stride, padding, dilation, groups)):
-            spread: Tensor = _Spread.apply(images, kernels, bias, padding)
+        if not self._multiplying:
+            return torch.conv2d(*given)
+        form = winograd_choice.training(images, kernels, Window(stride, padding, dilation, groups))
+        if form is not None:
+            spread: Tensor = _Spread.apply(form, images, kernels, bias, padding)
             return spread
-        if self._multiplying and _gives_few_pixels(*given):
-            return _as_a_product(*given[:-1])
-        return torch.conv2d(*given)
+        return _as_a_product(*given[:-1]) if _gives_few_pixels(*given) else torch.conv2d(*given)
 
 
 class _Spread(torch.autograd.Function):
     """Winograd's convolution of images [N, C, H, W], channels last, with stride 1."""
 
     @staticmethod
-    def forward(context: Any, images: Tensor, kernels: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
+    def forward(
+        context: Any, form: Form, images: Tensor, kernels: Tensor, bias: Tensor | None, padding: tuple[int, int]
+    ) -> Tensor:
         context.save_for_backward(images)
-        context.padding, context.convolution = padding, winograd.Winograd(kernels, bias, padding)
+        context.form, context.padding = form, padding
+        context.convolution = winograd.Winograd(form, kernels, bias, padding)
         return context.convolution(images)  # type: ignore[no-any-return]
 
     @staticmethod
@@ -108,9 +113,10 @@ class _Spread(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         wanted = context.needs_input_grad
         return (
-            context.convolution.input_gradient(gradient) if wanted[0] else None,
-            winograd.weight_gradient(images, gradient, context.padding) if wanted[1] else None,
-            gradient.sum((0, 2, 3)) if wanted[2] else None,
+            None,
+            context.convolution.input_gradient(gradient) if wanted[1] else None,
+            winograd.weight_gradient(context.form, images, gradient, context.padding) if wanted[2] else None,
+            gradient.sum((0, 2, 3)) if wanted[3] else None,
             None,
         )
 

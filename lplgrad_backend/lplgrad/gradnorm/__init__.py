@@ -13,7 +13,7 @@ How a batch costs about as much as reading it (see the modules):
     replay       runs the network with those places exchanged for sites
     site, layers, convolution, products, activation    rules: ||G|| of each image without a backward pass of its own
     matrices, packing    products and convolutions, by the faster of torch's libraries
-    winograd     3x3 convolutions with fewer multiplications
+    winograd, winograd_forms, winograd_choice    3x3 convolutions with fewer multiplications, and where they are faster
     tally        adds up, tensor by tensor
     fallback     the slow exact ways, where something is not proved
     scorer       batches, memory, errors: what callers use

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lplgrad_backend.lplgrad.gradnorm import winograd
+from lplgrad_backend.lplgrad.gradnorm import winograd, winograd_choice
 from lplgrad_backend.lplgrad.gradnorm.activation import Activation
 from lplgrad_backend.lplgrad.gradnorm.matrices import outer_sums
 from lplgrad_backend.lplgrad.gradnorm.packing import Packed, Turned, pack, packable, turnable, way_back
@@ -130,8 +130,9 @@ class Convolution:
         """As the first batch suggests."""
         window = self.kernel.window
         if self._winograd is None and self._packed is None and window.groups == 1 and packable(x, self.weight):
-            if winograd.suits(x, self.weight, window):
-                self._winograd = winograd.Winograd(self.weight, self.bias, window.padding)
+            form = winograd_choice.convolution(x, self.weight, window)
+            if form is not None:
+                self._winograd = winograd.Winograd(form, self.weight, self.bias, window.padding)
             else:
                 self._packed = pack(self.weight, self.bias, window.stride, window.padding, window.dilation, x)
         prepared = self._winograd or self._packed
@@ -234,8 +235,9 @@ class Convolution:
             return depthwise_gradients(x, g, self.weight, self.kernel.window)
         if self.pointwise:
             return outer_sums(positions_last(x), positions_last(g)).view(-1, *shape)
-        if winograd.suits_weight_gradients(x, g, self.weight, self.kernel.window):
-            return winograd.weight_gradients(x, g, self.kernel.window.padding)
+        form = winograd_choice.weight_gradient(x, g, self.weight, self.kernel.window)
+        if form is not None:
+            return winograd.weight_gradients(form, x, g, self.kernel.window.padding)
         return weight_gradients(x, g, self.weight, self.kernel.window)
 
 

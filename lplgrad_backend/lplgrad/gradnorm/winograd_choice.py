@@ -1,0 +1,97 @@
+"""Where Winograd's form is faster, and of tiles of which side.
+
+Costs were fitted to what 3x3 convolutions of 48 to 512 channels and 3 to 56 places a side took (AVX2, one thread), and are
+counted in multiplications of an ordinary convolution for each pair of channels. They tell the fastest way but for a
+hundredth in the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lplgrad_backend.lplgrad.gradnorm.matrices import has_wide_vectors
+from lplgrad_backend.lplgrad.gradnorm.products import Window
+from lplgrad_backend.lplgrad.gradnorm.winograd import output_size
+from lplgrad_backend.lplgrad.gradnorm.winograd_forms import Form, form
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What it takes.
+
+    Args:
+        product: a tile's k k products.
+        moving: making and joining a tile, over the number of channels.
+        once: for all images reading U, for each image writing dH/dU, or for each step making both.
+    """
+
+    product: float
+    moving: float
+    once: float
+
+
+CONVOLUTION: Mapping[int, Cost] = {2: Cost(18.7, 727, 220), 4: Cost(45.9, 2512, 565)}
+"""By the side of a tile. Forwards, or backwards to the input."""
+
+WEIGHT_GRADIENT: Mapping[int, Cost] = {2: Cost(17.1, 316, 303), 4: Cost(50.0, 1055, 823)}
+"""Of each image by itself."""
+
+TRAINING: Mapping[int, Cost] = {2: Cost(16.4, 654, 256), 4: Cost(42.4, 2118, 824)}
+"""Forwards, backwards to the input and to the weight; a third of all three."""
+
+WORTH = 0.95
+"""The share of an ordinary convolution's time below which it is done."""
+
+LARGEST_KERNEL = 2**22
+"""Numbers in U above which small tiles have to do: it is kept, and making it anew took twice the time it saves."""
+
+
+def convolution(x: Tensor, weight: Tensor, window: Window) -> Form | None:
+    """For x [N, I, H, W] and a weight [O, I, k, k], forwards and backwards to the input; None where torch is faster."""
+    if not _fits(x, weight, window):
+        return None
+    return _fastest(CONVOLUTION, len(x), output_size(x, window.padding), weight)
+
+
+def weight_gradient(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> Form | None:
+    """For per-image weight gradients of x [N, I, H, W] and g [N, O, H', W']; None where products.py is faster."""
+    if not _fits(x, weight, window):
+        return None
+    return _fastest(WEIGHT_GRADIENT, 1, (g.shape[2], g.shape[3]), weight)
+
+
+def training(x: Tensor, weight: Tensor, window: Window) -> Form | None:
+    """For all that a training step does with such a convolution, U made anew; None where torch is faster."""
+    if not _fits(x, weight, window):
+        return None
+    return _fastest(TRAINING, len(x), output_size(x, window.padding), weight)
+
+
+def _fits(x: Tensor, weight: Tensor, window: Window) -> bool:
+    """Whether it can be done, and was measured: not with AVX-512, which torch's batches of products leave half idle."""
+    return (
+        weight.shape[2:] == (3, 3)
+        and window.stride == window.dilation == (1, 1)
+        and window.groups == 1
+        and max(window.padding) <= 2
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not has_wide_vectors()
+    )
+
+
+def _fastest(costs: Mapping[int, Cost], images: int, size: tuple[int, int], weight: Tensor) -> Form | None:
+    height, width = size
+    outputs, inputs = weight.shape[:2]
+    taken = {WORTH * 9 * images * height * width: 0}
+    for side, cost in costs.items():
+        if side == min(costs) or (side + 2) ** 2 * outputs * inputs <= LARGEST_KERNEL:
+            tiles = images * -(-height // side) * -(-width // side)
+            taken[tiles * (cost.product + cost.moving * (1 / outputs + 1 / inputs)) + cost.once] = side
+    fastest = taken[min(taken)]
+    return form(fastest) if fastest else None
