@@ -113,6 +113,7 @@ class Convolution:
         self._turnable = memory_format == torch.channels_last and turnable(
             self.weight, window.stride, window.padding, window.dilation, window.groups
         )
+        self._met_before = False
         self._winograd: winograd.Winograd | None = None
         self._packed: Packed | None = None
         self._way_back: Packed | Turned | None = None
@@ -127,15 +128,18 @@ class Convolution:
         return y, (x, y if self.activation.of_output else z)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        """As the first batch suggests."""
+        """As the second batch suggests: the first is of few images, that tell how much memory one takes."""
         window = self.kernel.window
-        if self._winograd is None and self._packed is None and window.groups == 1 and packable(x, self.weight):
+        prepared = self._winograd or self._packed
+        if prepared is None and self._met_before and window.groups == 1 and packable(x, self.weight):
             form = winograd_choice.convolution(x, self.weight, window)
             if form is not None:
                 self._winograd = winograd.Winograd(form, self.weight, self.bias, window.padding)
+                self.weight = self.kernel.weight  # of which only the shape is asked from now on
             else:
                 self._packed = pack(self.weight, self.bias, window.stride, window.padding, window.dilation, x)
-        prepared = self._winograd or self._packed
+            prepared = self._winograd or self._packed
+        self._met_before = True
         if prepared is not None:
             return prepared(x)
         return F.conv2d(x, self.weight, self.bias, window.stride, window.padding, window.dilation, window.groups)

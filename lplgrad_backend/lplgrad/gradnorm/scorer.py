@@ -112,7 +112,7 @@ class GradientNorms:
         _refuse_training(self._modules, self.model)
         rules = self._known_rules(images)
         parts, start = [], 0
-        size = self._chunk_size(images)
+        size = self._chunk_size(images, rules)
         while start < len(images):
             chunk = images[start : start + size]
             try:
@@ -137,26 +137,26 @@ class GradientNorms:
             self._rules, self._rules_hold_for = {}, states
         return self._rules.setdefault(_key(images), {})
 
-    def _chunk_size(self, images: Tensor) -> int:
+    def _chunk_size(self, images: Tensor, rules: Rules) -> int:
         """Of as few chunks as fit, and then of as even ones as possible."""
-        plan = self._plan(images) if len(images) else None
+        plan = self._plan(images, rules) if len(images) else None
         if plan is None:
             return fallback.MAPPED_IMAGES
         chunks = math.ceil(len(images) / max(1, self.memory_budget // plan.bytes_per_image))
         return math.ceil(len(images) / chunks)
 
-    def _plan(self, images: Tensor) -> Plan | None:
+    def _plan(self, images: Tensor, rules: Rules) -> Plan | None:
         key = _key(images)
         if key not in self.plans:
             try:
                 plan = trace(self.model, images)
-                self.plans[key] = replace(plan, bytes_per_image=self._bytes_per_image(plan, images[:1]))
+                self.plans[key] = replace(plan, bytes_per_image=self._bytes_per_image(plan, images[:1], rules))
                 self._warn_of_mapped(plan)
             except Unproved as reason:
                 self._give_up(key, reason)
         return self.plans[key]
 
-    def _bytes_per_image(self, plan: Plan, image: Tensor) -> int:
+    def _bytes_per_image(self, plan: Plan, image: Tensor, rules: Rules) -> int:
         """The image, what is kept of it until the way back, and two of the largest tensors, which come and go on it."""
         images = image.repeat(IMAGES, 1, 1, 1)
         weights = {one.untyped_storage().data_ptr() for one in self._weights}
@@ -169,7 +169,7 @@ class GradientNorms:
             return saved
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
-            self._replayed(plan, images, {})  # rules for so few images would not do for more
+            self._replayed(plan, images, rules)
         return (images.nbytes + sum(kept.values()) + 2 * max(kept.values(), default=0)) // IMAGES
 
     def _give_up(self, key: tuple[object, ...], reason: Exception) -> None:
@@ -185,7 +185,7 @@ class GradientNorms:
             warnings.warn(message, SlowGradientNorms, stacklevel=5)
 
     def _measure_chunk(self, images: Tensor, rules: Rules) -> fallback.Answer:
-        plan = self._plan(images)
+        plan = self._plan(images, rules)
         if plan is not None:
             try:
                 return self._by_rules(plan, images, rules)
