@@ -14,7 +14,8 @@ taken for both axes at once (winograd_forms.py).
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,14 +51,17 @@ class Winograd:
 
 def weight_gradients(form: Form, x: Tensor, g: Tensor, padding: tuple[int, int]) -> Tensor:
     """Per-image weight gradients [N, O, I, 3, 3] of a convolution with stride 1, of x [N, I, H, W] and g [N, O, H', W']."""
-    found = []
-    most = max(1, LARGEST_SPREAD // (len(form.kernel) * x.shape[1] * g.shape[1]))
+    inputs, outputs = x.shape[1], g.shape[1]
+    kernels = x.new_empty(len(x), outputs, 9, inputs)
+    most = max(1, LARGEST_SPREAD // (len(form.kernel) * inputs * outputs))
+    start = 0
     for part in _met(form, x, g, padding, most):
-        # dH/dU [k k N, O, I], each image by itself
+        # dH/dU [k k n, O, I], each image by itself
         spread = _sum(torch.bmm(of_g.flatten(0, 1).mT, of_x.flatten(0, 1)) for of_x, of_g in part)
-        found.append((form.kernel.T @ spread.view(len(form.kernel), -1)).view(9, -1, *spread.shape[1:]))
-    kernels: Tensor = torch.cat(found, 1).permute(1, 2, 3, 0).unflatten(3, (3, 3))
-    return kernels
+        found = (form.kernel.T @ spread.view(len(form.kernel), -1)).view(9, -1, outputs, inputs)
+        kernels[start : start + found.shape[1]].copy_(found.permute(1, 2, 0, 3))
+        start += found.shape[1]
+    return kernels.unflatten(2, (3, 3)).permute(0, 1, 4, 2, 3)
 
 
 def weight_gradient(form: Form, x: Tensor, g: Tensor, padding: tuple[int, int]) -> Tensor:
@@ -90,8 +94,8 @@ def _convolved(
     grid = Grid.over((height, width), side)
     whole = len(x), spread.shape[2], side * grid.down, side * grid.right
     y = torch.empty(whole, dtype=x.dtype, memory_format=torch.channels_last)
-    for some, out in zip(grid.parts(_rows_first(x), len(x)), grid.parts(_rows_first(y), len(x)), strict=True):
-        framed = grid.framed(some, padding)
+    parts = grid.parts(_rows_first(x), len(x))
+    for framed, out in zip(grid.frames(parts, padding, 2), grid.parts(_rows_first(y), len(x)), strict=True):
         for rows in grid.bands():
             tiles = _spread(way.spreading, grid.under(framed, rows), side)
             products = torch.bmm(tiles.flatten(1, 2), spread)
@@ -106,12 +110,12 @@ def _met(
 ) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     """V [k k, N, P, I] and A g A' [k k, N, P, O] of at most so many images after the other, each in bands of P tiles."""
     grid = Grid.over((g.shape[2], g.shape[3]), form.side)
-    for some, of_some in zip(grid.parts(_rows_first(x), most), grid.parts(_rows_first(g), most), strict=True):
-        framed, whole = grid.framed(some, padding), grid.filled(of_some)
+    of_x, of_g = (grid.parts(_rows_first(one), most) for one in (x, g))
+    for under, inside in zip(grid.frames(of_x, padding, 2), grid.frames(of_g, (0, 0), 0), strict=True):
         yield (
             (
-                _spread(form.forwards.spreading, grid.under(framed, rows), form.side),
-                _spread(form.forwards.joining.T, grid.inside(whole, rows), form.side),
+                _spread(form.forwards.spreading, grid.under(under, rows), form.side),
+                _spread(form.forwards.joining.T, grid.inside(inside, rows), form.side),
             )
             for rows in grid.bands()
         )
@@ -146,23 +150,21 @@ class Grid:
         return parts
 
     def bands(self) -> Iterator[slice]:
-        rows = min(self._rows, self.down)
+        rows = math.ceil(self.down / math.ceil(self.down / self._rows))  # of as few bands as may be, as even ones as may be
         return (slice(start, min(start + rows, self.down)) for start in range(0, self.down, rows))
 
-    def framed(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
-        """x with zeros around, as many as all tiles want."""
-        (top, left), (height, width) = padding, x.shape[1:3]
-        bottom, after = self.side * self.down + 2 - height - top, self.side * self.right + 2 - width - left
-        edges = 0, 0, left, after, top, bottom
-        framed: Tensor = F.pad(x, edges) if any(edges) else x
-        return framed
-
-    def filled(self, y: Tensor) -> Tensor:
-        """y with zeros after it, as many as all tiles want."""
-        height, width = y.shape[1:3]
-        edges = 0, 0, 0, self.side * self.right - width, 0, self.side * self.down - height
-        filled: Tensor = F.pad(y, edges) if any(edges) else y
-        return filled
+    def frames(self, parts: Sequence[Tensor], padding: tuple[int, int], around: int) -> Iterator[Tensor]:
+        """Each part with zeros about it, as many as all tiles want that look this much further; in the same memory."""
+        (top, left), (images, height, width, channels) = padding, parts[0].shape
+        whole = self.side * self.down + around, self.side * self.right + around
+        if whole == (height, width):
+            yield from parts
+            return
+        frame = parts[0].new_zeros(images, *whole, channels)
+        inside = frame[:, top : top + height, left : left + width]
+        for part in parts:
+            inside[: len(part)].copy_(part)
+            yield frame[: len(part)]
 
     def under(self, framed: Tensor, rows: slice) -> Tensor:
         """Places that the tiles of these rows look at."""
