@@ -194,6 +194,7 @@ NETWORKS: Mapping[str, Builder] = {
     "hardswish in place": lambda: normalised(nn.Hardswish(inplace=True)),
     "silu in place": lambda: normalised(nn.SiLU(inplace=True)),
     "gelu": lambda: normalised(nn.GELU()),
+    "gelu by a hyperbolic tangent": lambda: normalised(nn.GELU("tanh")),
     "leaky relu in place": lambda: normalised(nn.LeakyReLU(0.2, inplace=True)),
     "hardtanh": lambda: normalised(nn.Hardtanh(-0.5, 0.5)),
     "batch norm without weights": lambda: normalised(nn.ReLU(), affine=False),

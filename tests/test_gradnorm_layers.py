@@ -94,7 +94,8 @@ def layers(draw: st.DrawFn) -> tuple[list[Layer], int]:
             found.append(partial(nn.MaxPool2d, 2))
             side //= 2
         elif kind == "activation":
-            found.append(partial(draw(st.sampled_from([nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish])), inplace=in_place))
+            there = [partial(one, inplace=in_place) for one in (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish)]
+            found.append(draw(st.sampled_from([*there, nn.GELU])))
         elif kind in MADE_FOR:
             found.append(partial(MADE_FOR[kind], channels))
     return found, channels

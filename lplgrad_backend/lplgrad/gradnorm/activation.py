@@ -37,6 +37,21 @@ HARDSWISH = Activation(aten.hardswish.default, aten.hardswish_backward.default, 
 SILU = Activation(aten.silu.default, aten.silu_backward.default, of_output=False)
 
 
+def _in_rows(function: Callable[..., Tensor], *features: Tensor) -> Tensor:
+    """An elementwise function of tensors as they lie in memory: torch's GELU takes 1.7 times as long where channels are last
+    but not named last (measured)."""
+    if all(one.dim() == 4 and one.is_contiguous(memory_format=torch.channels_last) for one in features):
+        return function(*(one.permute(0, 2, 3, 1) for one in features)).permute(0, 3, 1, 2)
+    return function(*features)
+
+
+GELU = Activation(
+    lambda z: _in_rows(aten.gelu.default, z),
+    lambda g, z: _in_rows(aten.gelu_backward.default, g, z),
+    of_output=False,
+)
+
+
 def activation_of(func: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Activation | None:
     """The activation that a call computes, where it is one of these."""
     if func in (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_):
@@ -45,6 +60,8 @@ def activation_of(func: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         return HARDSWISH
     if func is F.silu:
         return SILU
+    if func is F.gelu and kwargs.get("approximate", "none") == "none":
+        return GELU
     if func is F.relu6:
         return RELU6
     if func is not F.hardtanh:

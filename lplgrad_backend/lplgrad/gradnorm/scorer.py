@@ -18,8 +18,9 @@ from lplgrad_backend.lplgrad.gradnorm.replay import Replay, Rules, pull_back, un
 from lplgrad_backend.lplgrad.gradnorm.tally import Tally
 from lplgrad_backend.lplgrad.gradnorm.trace import IMAGES, Kind, Plan, Unproved, trace
 
-MEMORY_BUDGET = 384 * 2**20
-"""Bytes; more makes nothing faster but the largest networks, of which 224-pixel images take 100 MiB and more each."""
+MEMORY_BUDGET = 600 * 2**20
+"""Bytes; two images at least of the networks that take most for one of 224 pixels (270 MiB, maxvit_t), and four of others.
+One image at a time takes such networks a tenth longer, and more than this makes nothing faster."""
 
 
 class SlowGradientNorms(UserWarning):

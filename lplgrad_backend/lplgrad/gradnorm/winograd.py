@@ -60,7 +60,8 @@ def weight_gradients(form: Form, x: Tensor, g: Tensor, padding: tuple[int, int])
         found = (form.kernel.T @ spread.view(len(form.kernel), -1)).view(9, -1, outputs, inputs)
         kernels[start : start + found.shape[1]].copy_(found.permute(1, 2, 0, 3))
         start += found.shape[1]
-    return kernels.unflatten(2, (3, 3)).permute(0, 1, 4, 2, 3)
+    gradients: Tensor = kernels.unflatten(2, (3, 3)).permute(0, 1, 4, 2, 3)
+    return gradients
 
 
 def weight_gradient(form: Form, x: Tensor, g: Tensor, padding: tuple[int, int]) -> Tensor:
