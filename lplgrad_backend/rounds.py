@@ -44,7 +44,7 @@ ENVIRONMENT = {
     # What a batch has freed is kept for the next one (mallopt(3)). The kernel would hand it out again page by page, each
     # wiped: that took up to a third of the time in which images are scored.
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
 }
 """Of processes that train and score, where the operator has not said otherwise."""
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_networks import CLASSES, NETWORKS, build, pictures
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from lplgrad_backend.lplgrad.gradnorm import GradientNorms, SlowGradientNorms, gradient_norms
 
@@ -57,6 +58,21 @@ def test_the_budget_changes_nothing(budget: int, count: int) -> None:
     network, images = build(NETWORKS["dense"]), pictures(count)
     whole = gradient_norms(network, images, memory_budget=2**40)
     torch.testing.assert_close(gradient_norms(network, images, memory_budget=budget), whole, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["residual", "relu", "layer norm over channels"])
+def test_nothing_of_the_images_is_kept_from_call_to_call(name: str) -> None:
+    network, seen = build(NETWORKS[name]), list[StorageWeakRef]()
+
+    def note(module: nn.Module, inputs: object, features: Tensor) -> None:
+        seen.append(StorageWeakRef(features.untyped_storage()))
+
+    for module in network.modules():
+        module.register_forward_hook(note)
+    scorer = GradientNorms(network)
+    scorer.measure(pictures(3))
+    assert len(seen) > 10
+    assert all(one.expired() for one in seen)
 
 
 @pytest.mark.parametrize("name", ["residual", "two residuals", "layer norm over channels"])

@@ -98,7 +98,7 @@ leave()"""
     ("name", "ours", "said"),
     [
         ("OMP_WAIT_POLICY", "PASSIVE", "ACTIVE"), ("MALLOC_MMAP_THRESHOLD_", "33554432", "65536"),
-        ("MALLOC_TRIM_THRESHOLD_", "536870912", "131072"),
+        ("MALLOC_TRIM_THRESHOLD_", "1073741824", "131072"),
     ],
 )  # fmt: skip
 def test_threads_sleep_and_memory_is_kept_unless_the_operator_wants_it_otherwise(

@@ -161,17 +161,17 @@ class GradientNorms:
         """The image, what is kept of it until the way back, and two of the largest tensors, which come and go on it."""
         images = image.repeat(IMAGES, 1, 1, 1)
         weights = {one.untyped_storage().data_ptr() for one in self._weights}
-        kept: dict[int, int] = {}
+        kept: dict[int, torch.UntypedStorage] = {}  # all of them, or an address might come twice
 
-        def note(saved: Tensor) -> Tensor:  # alive as long as the logits, so no address comes twice
+        def note(saved: Tensor) -> None:  # and nothing for the graph, which would keep itself alive for ever
             storage = saved.untyped_storage()
             if storage.data_ptr() not in weights:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return saved
+                kept[storage.data_ptr()] = storage
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
             self._replayed(plan, images, rules)
-        return (images.nbytes + sum(kept.values()) + 2 * max(kept.values(), default=0)) // IMAGES
+        sizes = [storage.nbytes() for storage in kept.values()]
+        return (images.nbytes + sum(sizes) + 2 * max(sizes, default=0)) // IMAGES
 
     def _give_up(self, key: tuple[object, ...], reason: Exception) -> None:
         self.plans[key] = None
