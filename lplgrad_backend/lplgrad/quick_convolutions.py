@@ -8,8 +8,8 @@ most of all: a training step of ResNet-18 on 32 images of 16 x 16 takes 2.6 time
 
     y = W * x, where W is 3 x 3 and its channels many   =>   by Winograd (gradnorm/winograd.py)
 
-Forward and backward take 0.6 to 0.9 of the time where channels come last, a whole step of ResNet-18 with its images arranged
-so 0.74 to 0.81 of it (AVX2, one thread; benchmarks/training_step.md has all that is below and above together).
+Forward and backward take 0.5 to 0.9 of the time where channels come last, a whole step of ResNet-18 with its images arranged
+so 0.58 to 0.72 of it (AVX2, one thread; benchmarks/training_step.md has all that is below and above together).
 
     y = W * x, where y is [N, D, 2, 2] or less   =>   y_p = W x_p, where x_p [C k k] is what the kernel meets at pixel p
 
