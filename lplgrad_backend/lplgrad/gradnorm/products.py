@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,9 @@ LARGEST_SIDE_BY_SIDE, MOST_CHANNELS_SIDE_BY_SIDE = 2**17, 8
 """Numbers of an image and channels of a group up to which all images at once are faster than one by one: each call of
 oneDNN's weight gradient takes a tenth of a millisecond whatever its size (measured with AVX2: up to 5 times as fast on maps
 of 14x14, 1.5 times at 28x28, and slower from 56x56)."""
+
+Quarters: TypeAlias = tuple[Tensor, Tensor]
+"""Of a symmetric matrix [N, P, P]: its upper half [N, P // 2, P], and the right one of the lower."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,20 @@ def gram_inner_products(a: Tensor, g: Tensor) -> Tensor:
     positions = a.shape[1]
     if positions < FEWEST_HALVED:
         return inner_products(row_products(a, a), row_products(g, g))
-    half = positions // 2
-    upper_a, upper_g = row_products(a[:, :half], a), row_products(g[:, :half], g)
-    lower_a, lower_g = (row_products(one[:, half:], one[:, half:]) for one in (a, g))
-    right = inner_products(upper_a[:, :, half:], upper_g[:, :, half:])
-    return inner_products(upper_a, upper_g) + right + inner_products(lower_a, lower_g)
+    return _inner_products_of_quarters(_quarters(a), _quarters(g))
+
+
+def _quarters(rows: Tensor) -> Quarters:
+    """Of the Gram matrix of [N, P, C]."""
+    half = rows.shape[1] // 2
+    return row_products(rows[:, :half], rows), row_products(rows[:, half:], rows[:, half:])
+
+
+def _inner_products_of_quarters(one: Quarters, other: Quarters) -> Tensor:
+    (upper, lower), (other_upper, other_lower) = one, other
+    half = upper.shape[1]
+    left_below = inner_products(upper[:, :, half:], other_upper[:, :, half:])
+    return inner_products(upper, other_upper) + left_below + inner_products(lower, other_lower)
 
 
 def positions_last(features: Tensor) -> Tensor:
@@ -167,9 +180,9 @@ def shifted_weight_gradients(x: Tensor, g: Tensor, weight: Tensor, window: Windo
         start = i // down * columns + j // right
         phase = maps[:, :, i % down, :, j % right].reshape(len(gradients), -1, inputs)
         moved = phase[:, start : start + rows * columns]
-        taps.append(torch.bmm(moved.mT, gradients))
-    found = torch.stack(taps, 1).view(len(x), groups, height, width, inputs, -1)
-    return found.permute(0, 1, 5, 4, 2, 3).flatten(1, 2)
+        taps.append(torch.bmm(gradients.mT, moved))
+    found = torch.stack(taps, 2).view(len(x), outputs, height, width, inputs)  # as their norms are taken
+    return found.permute(0, 1, 4, 2, 3)
 
 
 def _phases(x: Tensor, window: Window, rows: int, columns: int) -> Tensor:
@@ -210,16 +223,21 @@ def gram_is_cheaper(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> boo
 def gram_squares(x: Tensor, g: Tensor, kernel: tuple[int, int], window: Window) -> Tensor:
     """||G_n||^2 of a convolution [N]: the Gram matrix of its windows is that of its pixels, summed along the kernel."""
     images, groups, (rows, columns), (height, width) = x.shape[0], window.groups, x.shape[2:], g.shape[2:]
-    pixels = _gram(x, groups).view(-1, rows, columns, rows, columns)
+    pixels = row_products(_rows(x, groups), _rows(x, groups)).view(-1, rows, columns, rows, columns)
     for axis, (count, size) in enumerate(((kernel[0], height), (kernel[1], width)), start=1):
         pixels = _sum_along_kernel(pixels, axis, count, size, window)
-    return inner_products(pixels, _gram(g, groups)).view(images, groups).sum(1)
+    windows, positions = pixels.reshape(-1, height * width, height * width), _rows(g, groups)
+    if height * width < FEWEST_HALVED:
+        found = inner_products(windows, row_products(positions, positions))
+    else:
+        half = height * width // 2
+        found = _inner_products_of_quarters((windows[:, :half], windows[:, half:, half:]), _quarters(positions))
+    return found.view(images, groups).sum(1)
 
 
-def _gram(features: Tensor, groups: int) -> Tensor:
-    """[N, C, H, W] -> [N * groups, H * W, H * W]."""
-    rows = features.reshape(features.shape[0] * groups, features.shape[1] // groups, -1).mT
-    return row_products(rows, rows)
+def _rows(features: Tensor, groups: int) -> Tensor:
+    """[N, C, H, W] -> [N * groups, H * W, C / groups]."""
+    return features.reshape(features.shape[0] * groups, features.shape[1] // groups, -1).mT
 
 
 def _sum_along_kernel(pixels: Tensor, axis: int, count: int, size: int, window: Window) -> Tensor:
