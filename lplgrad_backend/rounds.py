@@ -42,7 +42,7 @@ ENVIRONMENT = {
     # processors too, the one that is waited for then gets its turn late: a step takes many times as long.
     "OMP_WAIT_POLICY": "PASSIVE",
     # What a batch has freed is kept for the next one (mallopt(3)). The kernel would hand it out again page by page, each
-    # wiped: that took up to a third of the time in which images are scored.
+    # wiped: that took up to a third of the time in which images are scored. More is kept than they take at a time.
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
 }
