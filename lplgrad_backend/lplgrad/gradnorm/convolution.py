@@ -128,7 +128,8 @@ class Convolution:
         return y, (x, y if self.activation.of_output else z)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        """As the second batch suggests: the first is of few images, that tell how much memory one takes."""
+        """As the second batch suggests: the first is of few images, that tell how much memory one takes, or else of weights
+        that have changed since, and that may change again."""
         window = self.kernel.window
         prepared = self._winograd or self._packed
         if prepared is None and self._met_before and window.groups == 1 and packable(x, self.weight):

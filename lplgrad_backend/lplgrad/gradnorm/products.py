@@ -223,10 +223,11 @@ def gram_is_cheaper(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> boo
 def gram_squares(x: Tensor, g: Tensor, kernel: tuple[int, int], window: Window) -> Tensor:
     """||G_n||^2 of a convolution [N]: the Gram matrix of its windows is that of its pixels, summed along the kernel."""
     images, groups, (rows, columns), (height, width) = x.shape[0], window.groups, x.shape[2:], g.shape[2:]
-    pixels = row_products(_rows(x, groups), _rows(x, groups)).view(-1, rows, columns, rows, columns)
+    places, positions = _rows(x, groups), _rows(g, groups)
+    pixels = row_products(places, places).view(-1, rows, columns, rows, columns)
     for axis, (count, size) in enumerate(((kernel[0], height), (kernel[1], width)), start=1):
         pixels = _sum_along_kernel(pixels, axis, count, size, window)
-    windows, positions = pixels.reshape(-1, height * width, height * width), _rows(g, groups)
+    windows = pixels.reshape(-1, height * width, height * width)
     if height * width < FEWEST_HALVED:
         found = inner_products(windows, row_products(positions, positions))
     else:

@@ -24,7 +24,8 @@ from torch import Tensor
 from lplgrad_backend.lplgrad.gradnorm.winograd_forms import Form, Way
 
 TOGETHER = 2048
-"""Places of y that are done at a time, at least: few enough to stay near the processor, and enough to fill it (measured)."""
+"""Places of y that are done at a time, if a row of tiles has no more: few enough to stay near the
+processor, and enough to fill it (measured)."""
 
 LARGEST_SPREAD = 2**20
 """Numbers in dH/dU of some images, from which memory is what takes the time."""
