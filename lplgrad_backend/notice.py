@@ -1,7 +1,10 @@
 """What annotators see of the backend inside Label Studio: a line on the model's card, a tab of suspected mistakes.
 
 Label Studio calls /health and /setup three times for every change of an ML backend's row, so this is done when a round
-starts, a few times while it trains, and when it ends. Nothing here may end a round: what Label Studio refuses is logged.
+starts, a few times while it trains, and when it ends. Whoever looks at the row meanwhile, a person at the project's
+settings for one, makes Label Studio save all of it as it was before those calls (`update_state` in ml/models.py): at
+the end of a round the line is looked at again, since it stays until the next. Nothing here may end a round: what Label
+Studio refuses is logged.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ log = logging.getLogger(__name__)
 TAB = "Suspected mistakes"
 STEP = 0.2  # share of the training after which the line changes, if also
 PACE = 5.0  # seconds have passed since it did
+LOOKS = 4  # at the line of a round that ended, until it stands
 ANSWERED = re.compile(r"v\d+|untrained")  # what /setup answers here, which Label Studio notes in the row
 OURS = re.compile(r"(|(v\d+|no version yet), .*)")  # descriptions that were written here, or by nobody
 
@@ -46,7 +50,9 @@ class Notice:
             return
         text = line(history, training=training)
         try:
-            self._describe(text)
+            for _ in range(1 if training else LOOKS):
+                if not self._describe(text):
+                    break
             if not training:
                 self._list_suspects([suspect.task for suspect in history.suspects])
         except LabelStudioError as error:
@@ -67,14 +73,16 @@ class Notice:
             self._training = ""  # not again in this round
             log.warning("project %d: how far the training is cannot be shown: %s", self._project, error)
 
-    def _describe(self, text: str) -> None:
+    def _describe(self, text: str) -> bool:
+        """Whether the row said something else, so that it was changed."""
         rows = self._label_studio.ml_backends(self._project)
         known = str(self._settings.backend_url).rstrip("/") if self._settings.backend_url else None
         row = own_row(rows, known)
         if row is None or row.get("description") == text or not OURS.fullmatch(row.get("description") or ""):
-            return
+            return False
         fields = backend_fields(self._project, row["url"], self._settings.basic_auth)
         self._label_studio.update_ml_backend(row["id"], fields | {"description": text})
+        return True
 
     def _list_suspects(self, tasks: Sequence[int]) -> None:
         views = self._label_studio.views(self._project)

@@ -11,7 +11,7 @@ from fake_label_studio import Fault
 from learner_stage import Stage
 
 from lplgrad_backend.history import History, Suspect, VersionRecord
-from lplgrad_backend.notice import TAB, Notice, line, own_row
+from lplgrad_backend.notice import LOOKS, TAB, Notice, line, own_row
 from lplgrad_backend.status import Phase
 
 RECORD = VersionRecord(
@@ -103,6 +103,34 @@ def test_where_label_studio_refuses_the_share_the_round_goes_on_without(stage: S
     notice.follow(Phase.TRAINING, 10, 10)
     assert len(stage.fake.asked) == asked
     assert row(stage)["description"].endswith("training")
+
+
+def save_over(stage: Stage, times: int) -> None:
+    """As often, Label Studio saves the line that is there now over another: someone looked at the settings meanwhile."""
+    [backend] = stage.fake.backends.values()
+    stale, left = backend["description"], iter(range(times))
+
+    def answer(*asked: object) -> tuple[int, dict[str, str]]:
+        if backend["description"] != stale and next(left, None) is not None:
+            backend["description"] = stale
+        return 200, {"model_version": "v12"}
+
+    stage.fake.call = answer
+
+
+def test_a_last_line_that_was_saved_over_is_written_again(stage: Stage) -> None:
+    show(stage, training=True)
+    save_over(stage, times=LOOKS - 1)
+    show(stage)
+    assert row(stage)["description"] == "v12, 340 labels, 91 % agreement"
+
+
+def test_a_line_that_never_stays_ends_nothing(stage: Stage) -> None:
+    show(stage, training=True)
+    save_over(stage, times=99)
+    show(stage)
+    assert row(stage)["description"].endswith("training")
+    assert tab(stage) == [4, 7]
 
 
 def test_a_persons_own_description_stays(stage: Stage) -> None:

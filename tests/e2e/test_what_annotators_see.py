@@ -42,14 +42,15 @@ def test_a_round_tells_its_line_and_touches_nothing_else_of_the_row(
     project.label(UPDATES_PER_ROUND)
     said: set[str] = set()
 
-    def is_ordered() -> bool:
+    def is_training() -> bool:
         said.add(str(row(client, project)["description"] or ""))
-        return project.version() == "v1" and not project.status().busy
+        return any("training" in one for one in said)
 
-    project.wait_until(is_ordered, "v1")
+    project.wait_until(is_training, "the line of a training")
+    project.wait_for_version("v1")
     after = row(client, project)
     assert after["description"] == f"v1, {UPDATES_PER_ROUND} labels"
-    assert any("training" in one for one in said) and all(OURS.fullmatch(one) for one in said)
+    assert all(OURS.fullmatch(one) for one in said)
     assert after["state"] == "CO"
     assert {key: value for key, value in after.items() if key not in CHANGING} == {
         key: value for key, value in before.items() if key not in CHANGING
