@@ -12,6 +12,7 @@ How a batch costs about as much as reading it (see the modules):
     trace        one look at the network finds where parameters meet images, and proves that none is missed
     replay       runs the network with those places exchanged for sites
     site, layers, convolution, products, activation    rules: ||G|| of each image without a backward pass of its own
+    squeeze      squeeze and excitation, on the way back in one piece
     matrices, packing    products and convolutions, by the faster of torch's libraries
     winograd, winograd_forms, winograd_choice    3x3 convolutions with fewer multiplications, and where they are faster
     tally        adds up, tensor by tensor

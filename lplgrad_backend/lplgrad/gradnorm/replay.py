@@ -15,6 +15,7 @@ from lplgrad_backend.lplgrad.gradnorm import calls, layers
 from lplgrad_backend.lplgrad.gradnorm.convolution import Convolution, Kernel, Statistics
 from lplgrad_backend.lplgrad.gradnorm.products import Window
 from lplgrad_backend.lplgrad.gradnorm.site import Rule, through
+from lplgrad_backend.lplgrad.gradnorm.squeeze import Gate, Squeeze, Squeezed, factors, is_squeeze
 from lplgrad_backend.lplgrad.gradnorm.tally import Key, Tally, Target
 from lplgrad_backend.lplgrad.gradnorm.trace import Kind, Plan, Unproved, Use
 
@@ -42,6 +43,7 @@ class Replay(TorchFunctionMode):
         self.plan, self.names, self.rules, self.tally, self.anchor = plan, names, rules, tally, anchor
         self.count = 0
         self.derived: dict[int, tuple[int, Tensor]] = {}
+        self.squeezed: dict[int, Squeezed] = {}  # by the identity of what is squeezed
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -65,10 +67,27 @@ class Replay(TorchFunctionMode):
     def _unplanned(self, func: Any, args: calls.Args, kwargs: calls.Kwargs) -> Any:
         if self.precision is not None:
             args, kwargs = calls.of_one_precision(func, args, kwargs)
-        result = func(*args, **kwargs)
+        result = self._squeeze(args[0]) if is_squeeze(func, args) else self._gated(func, args, kwargs)
+        if result is None:
+            result = func(*args, **kwargs)
         if isinstance(result, Tensor) and any(id(one) in self.names for one in args) and result.requires_grad:
             raise Unproved(f"{calls.name_of(func)} meets a parameter that it did not meet before")
         return result
+
+    def _squeeze(self, x: Tensor) -> Tensor:
+        rule = Squeeze()
+        mean = through(rule, self.tally, None, x)
+        self.squeezed[id(x)] = Squeezed(x, mean, x._version, rule)
+        return mean
+
+    def _gated(self, func: Any, args: calls.Args, kwargs: calls.Kwargs) -> Tensor | None:
+        """The product, if it is a gate's."""
+        pair = factors(func, args, kwargs) if self.squeezed else None
+        squeezed = None if pair is None else self.squeezed.get(id(pair[1]))
+        if pair is None or squeezed is None or not squeezed.fits(pair[0]):
+            return None
+        del self.squeezed[id(squeezed.x)]  # a second gate of the same features leaves its part to autograd
+        return through(Gate(squeezed.rule), self.tally, None, *pair, squeezed.mean)
 
     def _check_weights(self, use: Use, args: calls.Args, kwargs: calls.Kwargs) -> None:
         """A network may choose its weights by what it sees; then the plan is another network's."""
