@@ -212,6 +212,11 @@ NETWORKS: Mapping[str, Builder] = {
         Residual(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, padding=1)),
         channels=3,
     ),
+    "convolutions of one place": lambda: Body(
+        nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 6, 1, bias=False), nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True), nn.Conv2d(6, 7, 1, stride=2), nn.Hardswish(inplace=True), nn.Conv2d(7, 5, 1),
+        nn.Identity(), nn.ReLU(inplace=True), channels=5,
+    ),
     "squeeze and excitation": lambda: Body(nn.Conv2d(3, 8, 3), nn.SiLU(), Squeeze(8), channels=8),
     "dense": lambda: Body(Dense(nn.Conv2d(3, 4, 3, padding=1)), nn.BatchNorm2d(7), nn.ReLU(), channels=7),
     "group norm": lambda: Body(nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 6, 2), channels=6),
