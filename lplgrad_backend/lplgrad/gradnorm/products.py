@@ -9,6 +9,7 @@ G_n = sum_p g_np (x) a_np                       the weight gradient of image n
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -31,10 +32,17 @@ FEWEST_CHANNELS = 32
 LARGEST_DIRECT_KERNEL = 3
 """oneDNN has a fast weight gradient for depthwise kernels up to this size (measured: 5x5 takes 8 times as long)."""
 
-LARGEST_SIDE_BY_SIDE, MOST_CHANNELS_SIDE_BY_SIDE = 2**17, 8
-"""Numbers of an image and channels of a group up to which all images at once are faster than one by one: each call of
-oneDNN's weight gradient takes a tenth of a millisecond whatever its size (measured with AVX2: up to 5 times as fast on maps
-of 14x14, 1.5 times at 28x28, and slower from 56x56)."""
+LARGEST_SIDE_BY_SIDE, MOST_CHANNELS_SIDE_BY_SIDE = 310_000, 8
+"""Numbers of an image and its gradient, and channels of a group, up to which several images at once are faster than one by
+one: each call of oneDNN's weight gradient takes a tenth of a millisecond whatever its size (measured with AVX2: up to 5
+times as fast on maps of 14x14, 1.2 to 1.8 times at 28x28, and slower from 112x112)."""
+
+FEWEST_SIDE_BY_SIDE = 24
+"""Channels, which are copied in one piece, from which that pays (measured: not at 16)."""
+
+MOST_SIDE_BY_SIDE = 4 * LARGEST_SIDE_BY_SIDE
+"""Numbers of all that are laid side by side at a time: of more, the first have left the cache (measured: up to twice as
+long), and of less than four images little is gained."""
 
 Quarters: TypeAlias = tuple[Tensor, Tensor]
 """Of a symmetric matrix [N, P, P]: its upper half [N, P // 2, P], and the right one of the lower."""
@@ -88,10 +96,10 @@ def _quarters(rows: Tensor) -> Quarters:
 
 
 def _inner_products_of_quarters(one: Quarters, other: Quarters) -> Tensor:
+    """Overwrites the other's: what stands for the left of the lower half counts twice."""
     (upper, lower), (other_upper, other_lower) = one, other
-    half = upper.shape[1]
-    left_below = inner_products(upper[:, :, half:], other_upper[:, :, half:])
-    return inner_products(upper, other_upper) + left_below + inner_products(lower, other_lower)
+    other_upper[:, :, upper.shape[1] :].mul_(2)
+    return inner_products(upper, other_upper) + inner_products(lower, other_lower)
 
 
 def positions_last(features: Tensor) -> Tensor:
@@ -129,21 +137,29 @@ def are_shifts_cheaper(x: Tensor, weight: Tensor, window: Window) -> bool:
 
 def weight_gradients_by_layer(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> Tensor:
     """By the layer's own backward pass, which sums over a batch: of one image made of all, or of an image at a time."""
-    if channels_last(x) and are_images_cheaper_side_by_side(x, weight, window):
+    if channels_last(x) and are_images_cheaper_side_by_side(x, g, weight, window):
         return weight_gradients_side_by_side(x, g, weight, window)
     return weight_gradients_one_by_one(x, g, weight, window)
 
 
-def are_images_cheaper_side_by_side(x: Tensor, weight: Tensor, window: Window) -> bool:
+def are_images_cheaper_side_by_side(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> bool:
     """Whether one call for all images is faster than one for each; on a GPU each would cost a launch."""
     if x.device.type != "cpu":
         return True
     narrow = window.groups > 1 and weight.shape[1] <= MOST_CHANNELS_SIDE_BY_SIDE
-    return narrow and x[0].numel() <= LARGEST_SIDE_BY_SIDE
+    small = x[0].numel() + g[0].numel() <= LARGEST_SIDE_BY_SIDE
+    return narrow and small and x.shape[1] >= FEWEST_SIDE_BY_SIDE
 
 
 def weight_gradients_side_by_side(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> Tensor:
-    """The images' channels are those of one image, whose groups keep them apart."""
+    """The channels of some images are those of one image, whose groups keep them apart."""
+    parts = math.ceil((x.numel() + g.numel()) / MOST_SIDE_BY_SIDE) if x.device.type == "cpu" else 1
+    some = math.ceil(len(x) / parts)
+    found = [_as_one_image(*part, weight, window) for part in zip(x.split(some), g.split(some), strict=True)]
+    return torch.cat(found) if len(found) > 1 else found[0]
+
+
+def _as_one_image(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> Tensor:
     window = replace(window, groups=len(x) * window.groups)
     kernels = weight[:1, :1].expand(len(x) * len(weight), *weight.shape[1:])  # its numbers do not matter
     found = image_weight_gradient(_side_by_side(x), _side_by_side(g), kernels, window)
