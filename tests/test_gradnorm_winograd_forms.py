@@ -17,11 +17,13 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def joined(way: Way, places: Tensor, spread: Tensor) -> Tensor:
-    return way.joining @ (spread * (way.spreading @ places.flatten()))
+    """A tile [m, m] of places [k, k] and U [k k]."""
+    products = spread.view(places.shape) * (way.spreading @ places @ way.spreading.T)
+    return way.joining @ products @ way.joining.T
 
 
 def convolved(places: Tensor, kernel: Tensor) -> Tensor:
-    return F.conv2d(places[None, None].double(), kernel[None, None].double()).flatten().float()
+    return F.conv2d(places[None, None].double(), kernel[None, None].double())[0, 0].float()
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -48,7 +50,9 @@ def test_tiles_of_two_take_no_more_than_halves() -> None:
 def test_errors_are_of_the_size_of_roundings(side: int, most: float) -> None:
     """Of 128 channels, as the module's docstring says of one of them: the mean error over the mean length."""
     way, kernel = form(side).forwards, form(side).kernel
-    places, kernels = numbers(500, 128, (side + 2) ** 2).relu(), numbers(128, 9, seed=1) / 34
-    found = torch.einsum("nck,ck->nk", places @ way.spreading.T, kernels @ kernel.T) @ way.joining.T
-    wanted = F.conv2d(places.double().unflatten(2, (side + 2, side + 2)), kernels.double().view(1, 128, 3, 3)).flatten(1)
+    places, kernels = numbers(500, 128, side + 2, side + 2).relu(), numbers(128, 9, seed=1) / 34
+    spread = (kernels @ kernel.T).view(128, side + 2, side + 2)
+    products = torch.einsum("ncij,cij->nij", way.spreading @ places @ way.spreading.T, spread)
+    found = way.joining @ products @ way.joining.T
+    wanted = F.conv2d(places.double(), kernels.double().view(1, 128, 3, 3)).squeeze(1)
     assert float((found - wanted).norm() / wanted.norm()) < most

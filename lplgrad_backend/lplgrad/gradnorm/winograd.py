@@ -7,8 +7,8 @@ w  the kernel of one pair of channels                                           
     y = A' (sum over input channels of U . V) A        dH/dw = G' (sum over tiles of V . (A g A')) G
     dH/dx = A' (sum over output channels of U . V) A, of g, with the matrices of the way back
 
-. is place by place, so that each of k k places is one product of matrices; matrices by which a tile is made and joined are
-taken for both axes at once (winograd_forms.py).
+. is place by place, so that each of k k places is one product of matrices. The others (winograd_forms.py) are products too,
+along one axis of the image after the other; of kernels, which are few, along both at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lplgrad_backend.lplgrad.gradnorm.winograd_forms import Form, Way
 
-TOGETHER = 2048
+TOGETHER = 4096
 """Places of y that are done at a time, if a row of tiles has no more: few enough to stay near the
 processor, and enough to fill it (measured)."""
 
@@ -52,16 +52,16 @@ class Winograd:
 def weight_gradients(form: Form, x: Tensor, g: Tensor, padding: tuple[int, int]) -> Tensor:
     """Per-image weight gradients [N, O, I, 3, 3] of a convolution with stride 1, of x [N, I, H, W] and g [N, O, H', W']."""
     inputs, outputs = x.shape[1], g.shape[1]
-    kernels = x.new_empty(len(x), outputs, 9, inputs)
+    kernels = x.new_empty(len(x), outputs, 3, 3, inputs)
     most = max(1, LARGEST_SPREAD // (len(form.kernel) * inputs * outputs))
     start = 0
     for part in _met(form, x, g, padding, most):
         # dH/dU [k k n, O, I], each image by itself
         spread = _sum(torch.bmm(of_g.flatten(0, 1).mT, of_x.flatten(0, 1)) for of_x, of_g in part)
-        found = (form.kernel.T @ spread.view(len(form.kernel), -1)).view(9, -1, outputs, inputs)
-        kernels[start : start + found.shape[1]].copy_(found.permute(1, 2, 0, 3))
-        start += found.shape[1]
-    gradients: Tensor = kernels.unflatten(2, (3, 3)).permute(0, 1, 4, 2, 3)
+        found = (form.kernel.T @ spread.view(len(form.kernel), -1)).view(3, 3, -1, outputs, inputs)
+        kernels[start : start + found.shape[2]].copy_(found.permute(2, 3, 0, 1, 4))
+        start += found.shape[2]
+    gradients: Tensor = kernels.permute(0, 1, 4, 2, 3)
     return gradients
 
 
@@ -177,17 +177,24 @@ class Grid:
 
 
 def _spread(matrix: Tensor, places: Tensor, side: int) -> Tensor:
-    """The matrix [k k, q q] times every q x q places of [N, H, W, C], one every side -> [k k, N, tiles, C]."""
-    across = round(matrix.shape[1] ** 0.5)
-    patches = places.unfold(1, across, side).unfold(2, across, side).permute(4, 5, 0, 1, 2, 3)
-    return (matrix @ patches.reshape(matrix.shape[1], -1)).view(len(matrix), len(places), -1, places.shape[3])
+    """The matrix [k, q] along both axes of all q x q places of [N, H, W, C], one every side -> [k k, N, tiles, C]."""
+    across = _along(matrix, places, 2, side)  # [k, N, H, right, C]
+    both = _along(matrix, across, 2, side)  # [k, k, N, down, right, C]
+    return both.view(len(matrix) ** 2, len(places), -1, places.shape[3])
+
+
+def _along(matrix: Tensor, places: Tensor, axis: int, step: int) -> Tensor:
+    """The matrix [k, q] times all q places in a row of an axis, one every step -> [k, ...], one of an axis each."""
+    rows = places.unfold(axis, matrix.shape[1], step).movedim(-1, 0)
+    return (matrix @ rows.reshape(matrix.shape[1], -1)).view(len(matrix), *rows.shape[1:])
 
 
 def _join(matrix: Tensor, products: Tensor, bias: Tensor | None, y: Tensor, side: int) -> None:
-    """The matrix [m m, k k] times products [k k, N tiles, O], plus the bias, into tiles of m x m of y [N, H, W, O]."""
+    """The matrix [m, k] along both axes of products [k k, N tiles, O], plus the bias, into tiles of y [N, H, W, O]."""
     tiles = y.unflatten(1, (-1, side)).unflatten(3, (-1, side))  # [N, down, m, right, m, O]
     images, down, _, right = tiles.shape[:4]
-    places = (matrix @ products.flatten(1)).view(side, side, images, down, right, -1).permute(2, 3, 0, 4, 1, 5)
+    once = (matrix @ products.view(matrix.shape[1], -1)).view(side, matrix.shape[1], -1)
+    places = (matrix @ once).view(side, side, images, down, right, -1).permute(2, 3, 0, 4, 1, 5)
     tiles.copy_(places) if bias is None else torch.add(places, bias, out=tiles)
 
 

@@ -37,11 +37,11 @@ POINTS = {
 
 @dataclass(frozen=True)
 class Way:
-    """Two matrices that belong together, for both axes of an image at once, float32.
+    """Two matrices that belong together, for each axis of an image, float32.
 
     Args:
-        spreading: B (x) B [k k, k k]: V of the places under a tile.
-        joining: A' (x) A' [m m, k k]: a tile of y, of products.
+        spreading: B [k, k], by which V is made of the places under a tile.
+        joining: A' [m, k], by which a tile of y is made of products.
     """
 
     spreading: Tensor
@@ -54,7 +54,7 @@ class Form:
 
     Args:
         side: m.
-        kernel: G (x) G [k k, 9]: U of a kernel whose taps are in one row.
+        kernel: G (x) G [k k, 9], by which U is made of a kernel whose taps are in one row, for both axes at once.
         forwards, backwards: x and y; and dH/dy and dH/dx, where U is the same.
     """
 
@@ -76,15 +76,11 @@ def form(side: int) -> Form:
     turned = _inverses(points)
     factors = (g.flip(1) * g[turned]).sum(1, keepdim=True) / g[turned].square().sum(1, keepdim=True)
     backwards = _way((factors * a)[turned], b[turned])
-    return Form(side, _both_axes(g), _way(a, b), backwards)
+    return Form(side, torch.kron(g, g).float(), _way(a, b), backwards)
 
 
 def _way(a: Tensor, b: Tensor) -> Way:
-    return Way(_both_axes(b), _both_axes(a.T))
-
-
-def _both_axes(matrix: Tensor) -> Tensor:
-    return torch.kron(matrix, matrix).float()
+    return Way(b.float(), a.T.float())
 
 
 def _matrix(rows: Sequence[Sequence[Fraction | int]]) -> Tensor:
