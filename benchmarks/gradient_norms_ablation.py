@@ -28,6 +28,7 @@ from lplgrad_backend.lplgrad.gradnorm import (
     matrices,
     packing,
     products,
+    replay,
     scorer,
     tally,
     trace,
@@ -72,6 +73,8 @@ WITHOUT: dict[str, Without] = {
     "three quarters of Gram matrices": lambda: patch.object(products, "FEWEST_HALVED", 2**60),
     "depthwise 3x3 by the layer": lambda: patch.object(products, "LARGEST_DIRECT_KERNEL", 0),
     "images side by side": lambda: patch.object(products, "LARGEST_SIDE_BY_SIDE", 0),
+    "gradients of gates with their squeezes": lambda: patch.object(replay, "is_squeeze", _never),
+    "convolutions of one place as products": lambda: patch.object(convolution.Convolution, "_is_product", _never),
     "short gradients together": lambda: patch.object(tally.Tally, "_squares_of_vectors", _one_by_one),
 }
 
