@@ -66,6 +66,7 @@ WITHOUT: dict[str, Without] = {
     "products by oneDNN": lambda: patch.object(matrices, "LARGE", 2**60),
     "Winograd's convolutions": lambda: patch.object(winograd_choice, "convolution", _nothing),
     "Winograd's weight gradients": lambda: patch.object(winograd_choice, "weight_gradient", _nothing),
+    "Winograd's tiles kept": lambda: patch.object(winograd_choice, "LARGEST_KEPT", 0),
     "products of shifted maps": lambda: patch.object(products, "are_shifts_cheaper", _never),
     "rules kept from call to call": lambda: patch.object(scorer, "_state", lambda tensor: object()),
     "Gram matrices of convolutions": lambda: patch.object(convolution, "gram_is_cheaper", _never),

@@ -54,6 +54,8 @@ def test_it_is_the_convolution_and_the_way_back_is_autograds(
         assert y.is_contiguous(memory_format=LAST)
         g = numbers(*y.shape, seed=3)
         agree(convolution.input_gradient(g), torch.autograd.grad(wanted, wanted_x, g.double())[0])
+        kept = winograd.tiles(form, x, outputs, padding)
+        torch.testing.assert_close(convolution(x, kept), y)
 
 
 @given(forms, problems, together, st.sampled_from([1, winograd.LARGEST_SPREAD]))
@@ -70,12 +72,16 @@ def test_weight_gradients_are_autograds_image_by_image_and_in_sum(
         patched.setattr(winograd, "TOGETHER", together)
         patched.setattr(winograd, "LARGEST_SPREAD", spread)
         agree(winograd.weight_gradients(form, x, g, padding), torch.stack(wanted))
+        kept = winograd.tiles(form, x, outputs, padding)
+        agree(winograd.weight_gradients(form, x, g, padding, kept), torch.stack(wanted))
         agree(winograd.weight_gradient(form, x, g, padding), torch.stack(wanted).sum(0))
 
 
-def test_a_network_with_them_has_the_oracles_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("largest", [0, winograd_choice.LARGEST_KEPT])
+def test_a_network_with_them_has_the_oracles_norms(largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the first batch suggested, so is a single image done later."""
     monkeypatch.setattr(winograd_choice, "has_wide_vectors", lambda: False)
+    monkeypatch.setattr(winograd_choice, "LARGEST_KEPT", largest)
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(3, 128, 3, padding=1), nn.BatchNorm2d(128), nn.ReLU(), nn.Conv2d(128, 128, 3, padding=1), nn.ReLU(),
@@ -84,7 +90,7 @@ def test_a_network_with_them_has_the_oracles_norms(monkeypatch: pytest.MonkeyPat
     images, used = numbers(4, 3, 16, 16), defaultdict[int, list[winograd.Winograd]](list)
     convolving = winograd.Winograd.__call__
     monkeypatch.setattr(
-        winograd.Winograd, "__call__", lambda self, x: (used[len(x)].append(self), convolving(self, x))[1]
+        winograd.Winograd, "__call__", lambda self, x, kept: (used[len(x)].append(self), convolving(self, x, kept))[1]
     )
     scorer, oracle = GradientNorms(network), reference.gradient_norms(network, images)
     for some in (slice(None), slice(1, 2)):

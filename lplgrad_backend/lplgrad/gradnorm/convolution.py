@@ -11,6 +11,7 @@ z, since g is 0 where they differ.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -109,6 +110,7 @@ class Convolution:
         )
         self.needs_output = norm is not None and norm.gamma_target is not None
         self.output_kept = output_kept
+        self._saves_output = activation is not None or (self.needs_output and output_kept)
         window = kernel.window
         self._turnable = memory_format == torch.channels_last and turnable(
             self.weight, window.stride, window.padding, window.dilation, window.groups
@@ -119,33 +121,50 @@ class Convolution:
         self._way_back: Packed | Turned | None = None
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """y; x and the tensor that the activation and gamma need."""
+        """y; x, the tensor that the activation and gamma need, and Winograd's V."""
         x = inputs[0].contiguous(memory_format=self.memory_format)
-        z = self._convolve(x)
-        if self.activation is None:
-            return z, (x, z) if self.needs_output and self.output_kept else (x,)
-        y = self.activation.apply(z)
-        return y, (x, y if self.activation.of_output else z)
+        if not self._is_product(x):
+            self._prepare(x)
+        tiles = self._tiles(x)
+        z = self._convolve(x, tiles)
+        y = z if self.activation is None else self.activation.apply(z)
+        output = y if self.activation is None or self.activation.of_output else z
+        return y, (x, output, *tiles) if self._saves_output else (x, *tiles)
 
-    def _convolve(self, x: Tensor) -> Tensor:
+    def _prepare(self, x: Tensor) -> None:
         """As the second batch suggests: the first is of few images, that tell how much memory one takes, or else of weights
         that have changed since, and that may change again."""
         window = self.kernel.window
-        if self._is_product(x):
-            product = linear(x.flatten(1), self.weight.flatten(1), self.bias)
-            return product[:, :, None, None].clone()  # no view, which an activation in place would not be allowed on
-        prepared = self._winograd or self._packed
-        if prepared is None and self._met_before and window.groups == 1 and packable(x, self.weight):
+        unprepared = self._winograd is None and self._packed is None
+        if unprepared and self._met_before and window.groups == 1 and packable(x, self.weight):
             form = winograd_choice.convolution(x, self.weight, window)
             if form is not None:
                 self._winograd = winograd.Winograd(form, self.weight, self.bias, window.padding)
                 self.weight = self.kernel.weight  # of which only the shape is asked from now on
             else:
                 self._packed = pack(self.weight, self.bias, window.stride, window.padding, window.dilation, x)
-            prepared = self._winograd or self._packed
         self._met_before = True
-        if prepared is not None:
-            return prepared(x)
+
+    def _tiles(self, x: Tensor) -> Sequence[Tensor]:
+        """V of x, where both the convolution and weight gradients that will be formed want it, and it is worth keeping."""
+        form, target = winograd_choice.kept(x, self.weight, self.kernel.window), self.kernel.weight_target
+        another = self._packed is not None or (self._winograd is not None and self._winograd.form is not form)
+        if form is None or target is None or another:
+            return ()
+        padding, outputs = self.kernel.window.padding, len(self.weight)
+        g = x.new_empty(1).expand(len(x), outputs, *winograd.output_size(x, padding))  # as large; its numbers do not matter
+        formed = not target.alone or self._are_gradients_cheaper(x, g)
+        return winograd.tiles(form, x, outputs, padding) if formed else ()
+
+    def _convolve(self, x: Tensor, tiles: Sequence[Tensor]) -> Tensor:
+        window = self.kernel.window
+        if self._is_product(x):
+            product = linear(x.flatten(1), self.weight.flatten(1), self.bias)
+            return product[:, :, None, None].clone()  # no view, which an activation in place would not be allowed on
+        if self._winograd is not None:
+            return self._winograd(x, tiles)
+        if self._packed is not None:
+            return self._packed(x)
         return F.conv2d(x, self.weight, self.bias, window.stride, window.padding, window.dilation, window.groups)
 
     def _is_product(self, x: Tensor) -> bool:
@@ -155,11 +174,11 @@ class Convolution:
     def backward(
         self, tally: Tally, gradient: Tensor, saved: tuple[Tensor, ...], wanted: tuple[bool, ...]
     ) -> tuple[Tensor | None, ...]:
-        x, z = saved[0], saved[-1]
+        x, z = saved[0], saved[1] if self._saves_output else None
         g = gradient.contiguous(memory_format=self.memory_format)
-        if self.activation is not None:
+        if self.activation is not None and z is not None:
             g = self.activation.gradient(g, z)
-        self._report(tally, x, g, z if len(saved) == 2 else None)
+        self._report(tally, x, g, z, saved[2:] if self._saves_output else saved[1:])
         return (self._input_gradient(x, g) if wanted[0] else None,)
 
     def _input_gradient(self, x: Tensor, g: Tensor) -> Tensor:
@@ -178,7 +197,7 @@ class Convolution:
         )[0]  # fmt: skip
         return gradient
 
-    def _report(self, tally: Tally, x: Tensor, g: Tensor, z: Tensor | None) -> None:
+    def _report(self, tally: Tally, x: Tensor, g: Tensor, z: Tensor | None, tiles: Sequence[Tensor]) -> None:
         total = g.sum((2, 3), dtype=at_least_single(g))  # [N, O]
         norm, kernel, target = self.norm, self.kernel, self.kernel.weight_target
         if norm is not None:
@@ -186,7 +205,7 @@ class Convolution:
         if kernel.bias_target is not None:
             tally.add(kernel.bias_target, total if norm is None else total * norm.scale)
         x = self._seen(x)
-        gradients = self._gradients(x, g) if self._forms_gradients(x, g, z) else None
+        gradients = self._gradients(x, g, tiles) if self._forms_gradients(x, g, z) else None
         if target is not None and gradients is None:
             tally.add_squares(target, self._squares(x, self._scaled(g)))
         elif target is not None and gradients is not None:
@@ -243,7 +262,7 @@ class Convolution:
             return outer_squares(positions_last(x), positions_last(g))
         return gram_squares(x, g, (self.weight.shape[2], self.weight.shape[3]), self.kernel.window)
 
-    def _gradients(self, x: Tensor, g: Tensor) -> Tensor:
+    def _gradients(self, x: Tensor, g: Tensor, tiles: Sequence[Tensor]) -> Tensor:
         shape = self.weight.shape
         if self.depthwise:
             return depthwise_gradients(x, g, self.weight, self.kernel.window)
@@ -251,7 +270,7 @@ class Convolution:
             return outer_sums(positions_last(x), positions_last(g)).view(-1, *shape)
         form = winograd_choice.weight_gradient(x, g, self.weight, self.kernel.window)
         if form is not None:
-            return winograd.weight_gradients(form, x, g, self.kernel.window.padding)
+            return winograd.weight_gradients(form, x, g, self.kernel.window.padding, tiles)
         return weight_gradients(x, g, self.weight, self.kernel.window)
 
 

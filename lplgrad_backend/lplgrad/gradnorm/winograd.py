@@ -35,27 +35,48 @@ class Winograd:
     """A convolution by a weight [O, I, 3, 3] with stride 1, for as many calls as there are."""
 
     def __init__(self, form: Form, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> None:
-        self._form, self._bias, self._padding = form, bias, padding
+        self.form, self._bias, self._padding = form, bias, padding
         self._spread = (form.kernel @ _taps(weight)).permute(1, 2, 0)  # U [k k, I, O]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [N, I, H, W] -> y [N, O, H', W'], both channels last."""
-        return _convolved(x, self._spread, self._bias, self._padding, self._form.side, self._form.forwards)
+    def __call__(self, x: Tensor, kept: Sequence[Tensor] = ()) -> Tensor:
+        """x [N, I, H, W] -> y [N, O, H', W'], both channels last.
+
+        Args:
+            kept: `tiles` of x and this form, if they are known.
+        """
+        grid = Grid.over(output_size(x, self._padding), self.form.side)
+        most = kept[0].shape[1] if kept else len(x)
+        found = kept or _tiles(self.form.forwards, x, grid, self._padding, most)
+        return _convolved(found, x, self._spread, self._bias, self._padding, self.form.forwards, most)
 
     def input_gradient(self, g: Tensor) -> Tensor:
         """dH/dy [N, O, H', W'] -> dH/dx [N, I, H, W], both channels last."""
         down, right = self._padding
         padding = 2 - down, 2 - right
-        return _convolved(g, self._spread.mT, None, padding, self._form.side, self._form.backwards)
+        grid = Grid.over(output_size(g, padding), self.form.side)
+        found = _tiles(self.form.backwards, g, grid, padding, len(g))
+        return _convolved(found, g, self._spread.mT, None, padding, self.form.backwards, len(g))
 
 
-def weight_gradients(form: Form, x: Tensor, g: Tensor, padding: tuple[int, int]) -> Tensor:
-    """Per-image weight gradients [N, O, I, 3, 3] of a convolution with stride 1, of x [N, I, H, W] and g [N, O, H', W']."""
+def tiles(form: Form, x: Tensor, outputs: int, padding: tuple[int, int]) -> list[Tensor]:
+    """V [k k, N, P, I] of x [N, I, H, W], some images and P tiles after the other, as `weight_gradients` wants them."""
+    grid = Grid.over(output_size(x, padding), form.side)
+    room = x.new_empty(len(form.kernel) * len(x) * grid.down * grid.right * x.shape[1])  # one piece leaves fewer holes
+    return list(_tiles(form.forwards, x, grid, padding, _most(form, x.shape[1], outputs), room))
+
+
+def weight_gradients(
+    form: Form, x: Tensor, g: Tensor, padding: tuple[int, int], kept: Sequence[Tensor] = ()
+) -> Tensor:
+    """Per-image weight gradients [N, O, I, 3, 3] of a convolution with stride 1, of x [N, I, H, W] and g [N, O, H', W'].
+
+    Args:
+        kept: `tiles` of x, if they are known.
+    """
     inputs, outputs = x.shape[1], g.shape[1]
     kernels = x.new_empty(len(x), outputs, 3, 3, inputs)
-    most = max(1, LARGEST_SPREAD // (len(form.kernel) * inputs * outputs))
     start = 0
-    for part in _met(form, x, g, padding, most):
+    for part in _met(form, x, g, padding, _most(form, inputs, outputs), kept):
         # dH/dU [k k n, O, I], each image by itself
         spread = _sum(torch.bmm(of_g.flatten(0, 1).mT, of_x.flatten(0, 1)) for of_x, of_g in part)
         found = (form.kernel.T @ spread.view(len(form.kernel), -1)).view(3, 3, -1, outputs, inputs)
@@ -88,41 +109,54 @@ def _sum(parts: Iterable[Tensor]) -> Tensor:
     return functools.reduce(Tensor.add_, parts)
 
 
+def _most(form: Form, inputs: int, outputs: int) -> int:
+    """Images whose weight gradients are made at a time."""
+    return max(1, LARGEST_SPREAD // (len(form.kernel) * inputs * outputs))
+
+
 def _convolved(
-    x: Tensor, spread: Tensor, bias: Tensor | None, padding: tuple[int, int], side: int, way: Way
+    tiles: Iterable[Tensor], x: Tensor, spread: Tensor, bias: Tensor | None, padding: tuple[int, int], way: Way, most: int
 ) -> Tensor:
-    height, width = output_size(x, padding)
+    """y, of V of at most so many images after the other."""
+    (height, width), side = output_size(x, padding), len(way.joining)
     grid = Grid.over((height, width), side)
     whole = len(x), spread.shape[2], side * grid.down, side * grid.right
     y = torch.empty(whole, dtype=x.dtype, memory_format=torch.channels_last)
-    parts = grid.parts(_rows_first(x), len(x))
-    for framed, out in zip(grid.frames(parts, padding, 2), grid.parts(_rows_first(y), len(x)), strict=True):
-        for rows in grid.bands():
-            tiles = _spread(way.spreading, grid.under(framed, rows), side)
-            products = torch.bmm(tiles.flatten(1, 2), spread)
-            _join(way.joining, products, bias, grid.inside(out, rows), side)
+    places = (grid.inside(out, rows) for out in grid.parts(_rows_first(y), most) for rows in grid.bands())
+    for band, out in zip(tiles, places, strict=True):
+        _join(way.joining, torch.bmm(band.flatten(1, 2), spread), bias, out, side)
     if (height, width) == whole[2:]:
         return y  # no view, which an activation in place would not be allowed on
     return y[:, :, :height, :width].contiguous(memory_format=torch.channels_last)
 
 
 def _met(
-    form: Form, x: Tensor, g: Tensor, padding: tuple[int, int], most: int
+    form: Form, x: Tensor, g: Tensor, padding: tuple[int, int], most: int, kept: Sequence[Tensor] = ()
 ) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     """V [k k, N, P, I] and A g A' [k k, N, P, O] of at most so many images after the other, each in bands of P tiles."""
     grid = Grid.over((g.shape[2], g.shape[3]), form.side)
-    of_x, of_g = (grid.parts(_rows_first(one), most) for one in (x, g))
-    for under, inside in zip(grid.frames(of_x, padding, 2), grid.frames(of_g, (0, 0), 0), strict=True):
+    of_x = iter(kept or _tiles(form.forwards, x, grid, padding, most))
+    for inside in grid.frames(grid.parts(_rows_first(g), most), (0, 0), 0):
         yield (
-            (
-                _spread(form.forwards.spreading, grid.under(under, rows), form.side),
-                _spread(form.forwards.joining.T, grid.inside(inside, rows), form.side),
-            )
-            for rows in grid.bands()
+            (next(of_x), _spread(form.forwards.joining.T, grid.inside(inside, rows), form.side)) for rows in grid.bands()
         )
 
 
 # Tiles
+
+
+def _tiles(
+    way: Way, x: Tensor, grid: Grid, padding: tuple[int, int], most: int, room: Tensor | None = None
+) -> Iterator[Tensor]:
+    """V [k k, N, P, I] of at most so many images after the other, each in bands of P tiles; one behind the other if there is
+    room for it."""
+    start = 0
+    for framed in grid.frames(grid.parts(_rows_first(x), most), padding, 2):
+        for rows in grid.bands():
+            size = len(way.spreading) ** 2 * len(framed) * (rows.stop - rows.start) * grid.right * x.shape[1]
+            out = None if room is None else room[start : start + size]
+            start += size
+            yield _spread(way.spreading, grid.under(framed, rows), grid.side, out)
 
 
 @dataclass(frozen=True)
@@ -176,17 +210,18 @@ class Grid:
         return y[:, self.side * rows.start : self.side * rows.stop]
 
 
-def _spread(matrix: Tensor, places: Tensor, side: int) -> Tensor:
+def _spread(matrix: Tensor, places: Tensor, side: int, out: Tensor | None = None) -> Tensor:
     """The matrix [k, q] along both axes of all q x q places of [N, H, W, C], one every side -> [k k, N, tiles, C]."""
     across = _along(matrix, places, 2, side)  # [k, N, H, right, C]
-    both = _along(matrix, across, 2, side)  # [k, k, N, down, right, C]
+    both = _along(matrix, across, 2, side, out)  # [k, k, N, down, right, C]
     return both.view(len(matrix) ** 2, len(places), -1, places.shape[3])
 
 
-def _along(matrix: Tensor, places: Tensor, axis: int, step: int) -> Tensor:
+def _along(matrix: Tensor, places: Tensor, axis: int, step: int, out: Tensor | None = None) -> Tensor:
     """The matrix [k, q] times all q places in a row of an axis, one every step -> [k, ...], one of an axis each."""
     rows = places.unfold(axis, matrix.shape[1], step).movedim(-1, 0)
-    return (matrix @ rows.reshape(matrix.shape[1], -1)).view(len(matrix), *rows.shape[1:])
+    room = None if out is None else out.view(len(matrix), -1)
+    return torch.mm(matrix, rows.reshape(matrix.shape[1], -1), out=room).view(len(matrix), *rows.shape[1:])
 
 
 def _join(matrix: Tensor, products: Tensor, bias: Tensor | None, y: Tensor, side: int) -> None:

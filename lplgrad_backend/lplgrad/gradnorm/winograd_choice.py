@@ -49,6 +49,10 @@ WORTH = 0.95
 LARGEST_KERNEL = 2**22
 """Numbers in U above which small tiles have to do: it is kept, and making it anew took twice the time it saves."""
 
+LARGEST_KEPT = 2**18
+"""Numbers in V of an image up to which it is kept for the weight gradients, which take a third less so: of larger maps that
+takes more memory than it is worth (ResNet-18, 224 pixels: a tenth, for a fortieth of the time)."""
+
 
 def convolution(x: Tensor, weight: Tensor, window: Window) -> Form | None:
     """For x [N, I, H, W] and a weight [O, I, k, k], forwards and backwards to the input; None where torch is faster."""
@@ -62,6 +66,18 @@ def weight_gradient(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> For
     if not _fits(x, weight, window):
         return None
     return _fastest(WEIGHT_GRADIENT, 1, (g.shape[2], g.shape[3]), weight)
+
+
+def kept(x: Tensor, weight: Tensor, window: Window) -> Form | None:
+    """The form of weight gradients whose V is worth keeping on the way forward; None if it is not, or there are none."""
+    if not _fits(x, weight, window):
+        return None
+    size = output_size(x, window.padding)
+    found = _fastest(WEIGHT_GRADIENT, 1, size, weight)
+    if found is None:
+        return None
+    tiles = -(-size[0] // found.side) * -(-size[1] // found.side)
+    return found if len(found.kernel) * tiles * x.shape[1] <= LARGEST_KEPT else None
 
 
 def training(x: Tensor, weight: Tensor, window: Window) -> Form | None:
