@@ -30,7 +30,7 @@ def tensors_in(args: Args, kwargs: Kwargs) -> list[Tensor]:
     for one in (*args, *kwargs.values()):
         if isinstance(one, Tensor):
             found.append(one)
-        elif isinstance(one, list | tuple):
+        elif isinstance(one, (list, tuple)):
             found.extend(inner for inner in one if isinstance(inner, Tensor))
     return found
 
