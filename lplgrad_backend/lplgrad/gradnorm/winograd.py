@@ -8,7 +8,8 @@ w  the kernel of one pair of channels                                           
     dH/dx = A' (sum over output channels of U . V) A, of g, with the matrices of the way back
 
 . is place by place, so that each of k k places is one product of matrices. The others (winograd_forms.py) are products too,
-along one axis of the image after the other; of kernels, which are few, along both at once.
+along one axis of the image after the other; of kernels, which are few, along both at once. V, which y and dH/dw both want,
+is made once where it is worth its memory (winograd_choice.kept).
 """
 
 from __future__ import annotations
