@@ -1,4 +1,4 @@
-"""What annotators see of the backend inside Label Studio: a line on the model's card, a tab of suspected mistakes.
+"""What Label Studio says of the backend: a line as the model's description, a tab of suspected mistakes.
 
 Label Studio calls /health and /setup three times for every change of an ML backend's row, so this is done when a round
 starts, a few times while it trains, and when it ends. Whoever looks at the row meanwhile, a person at the project's

@@ -1,4 +1,4 @@
-"""What annotators see: the line on the model's card and the tab of suspected mistakes."""
+"""What Label Studio says of the backend: the line that describes the model and the tab of suspected mistakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inside the real Label Studio: the line on the model's card, the tab of suspected mistakes, the tab of the queue."""
+"""Inside the real Label Studio: the line that describes the model, the tab of suspected mistakes, the tab of the queue."""
 
 from __future__ import annotations
 
