@@ -136,14 +136,14 @@ def are_shifts_cheaper(x: Tensor, weight: Tensor, window: Window) -> bool:
 
 
 def weight_gradients_by_layer(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> Tensor:
-    """By the layer's own backward pass, which sums over a batch: of one image made of all, or of an image at a time."""
+    """By the layer's own backward pass, which sums over a batch: of one image made of several, or of an image at a time."""
     if channels_last(x) and are_images_cheaper_side_by_side(x, g, weight, window):
         return weight_gradients_side_by_side(x, g, weight, window)
     return weight_gradients_one_by_one(x, g, weight, window)
 
 
 def are_images_cheaper_side_by_side(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> bool:
-    """Whether one call for all images is faster than one for each; on a GPU each would cost a launch."""
+    """Whether a call for several images is faster than one for each; on a GPU each would cost a launch."""
     if x.device.type != "cpu":
         return True
     narrow = window.groups > 1 and weight.shape[1] <= MOST_CHANNELS_SIDE_BY_SIDE

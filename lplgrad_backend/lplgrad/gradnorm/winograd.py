@@ -62,7 +62,7 @@ class Winograd:
 def tiles(form: Form, x: Tensor, outputs: int, padding: tuple[int, int]) -> list[Tensor]:
     """V [k k, N, P, I] of x [N, I, H, W], some images and P tiles after the other, as `weight_gradients` wants them."""
     grid = Grid.over(output_size(x, padding), form.side)
-    room = x.new_empty(len(form.kernel) * len(x) * grid.down * grid.right * x.shape[1])  # one piece leaves fewer holes
+    room = x.new_empty(len(form.kernel) * len(x) * grid.tiles * x.shape[1])  # one piece leaves fewer holes
     return list(_tiles(form.forwards, x, grid, padding, _most(form, x.shape[1], outputs), room))
 
 
@@ -175,6 +175,11 @@ class Grid:
     def over(cls, size: tuple[int, int], side: int) -> Grid:
         height, width = size
         return cls(side, -(-height // side), -(-width // side))
+
+    @property
+    def tiles(self) -> int:
+        """Of an image."""
+        return self.down * self.right
 
     @property
     def _rows(self) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lplgrad_backend.lplgrad.gradnorm.matrices import has_wide_vectors
 from lplgrad_backend.lplgrad.gradnorm.products import Window
-from lplgrad_backend.lplgrad.gradnorm.winograd import output_size
+from lplgrad_backend.lplgrad.gradnorm.winograd import Grid, output_size
 from lplgrad_backend.lplgrad.gradnorm.winograd_forms import Form, form
 
 
@@ -76,8 +76,7 @@ def kept(x: Tensor, weight: Tensor, window: Window) -> Form | None:
     found = _fastest(WEIGHT_GRADIENT, 1, size, weight)
     if found is None:
         return None
-    tiles = -(-size[0] // found.side) * -(-size[1] // found.side)
-    return found if len(found.kernel) * tiles * x.shape[1] <= LARGEST_KEPT else None
+    return found if len(found.kernel) * Grid.over(size, found.side).tiles * x.shape[1] <= LARGEST_KEPT else None
 
 
 def training(x: Tensor, weight: Tensor, window: Window) -> Form | None:
@@ -107,7 +106,7 @@ def _fastest(costs: Mapping[int, Cost], images: int, size: tuple[int, int], weig
     taken = {}
     for side, cost in costs.items():
         if side == min(costs) or (side + 2) ** 2 * outputs * inputs <= LARGEST_KERNEL:
-            tiles = images * -(-height // side) * -(-width // side)
+            tiles = images * Grid.over(size, side).tiles
             taken[side] = tiles * (cost.product + cost.moving * (1 / outputs + 1 / inputs)) + cost.once
     fastest = min(taken, key=taken.__getitem__)
     return form(fastest) if taken[fastest] < WORTH * 9 * images * height * width else None
