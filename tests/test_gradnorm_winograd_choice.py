@@ -31,8 +31,8 @@ def side(form: Form | None) -> int | None:
     ("channels", "images", "height", "wanted"),
     [
         (64, 16, 32, 4), (128, 16, 16, 4), (256, 16, 8, 4), (512, 16, 4, 2), (64, 4, 56, 4), (128, 4, 28, 4),
-        (256, 4, 14, 4), (512, 4, 7, 2), (192, 16, 6, 2), (32, 16, 32, None), (256, 1, 7, None), (512, 1, 4, None),
-        (512, 1, 7, None), (256, 16, 3, None),
+        (256, 4, 14, 4), (512, 4, 7, 2), (192, 16, 6, 2), (32, 16, 32, 4), (16, 16, 32, None), (256, 1, 7, None),
+        (512, 1, 4, None), (512, 1, 7, None), (256, 16, 3, None),
     ],
 )  # fmt: skip
 def test_convolutions(channels: int, images: int, height: int, wanted: int | None) -> None:
@@ -56,7 +56,7 @@ def test_weight_gradients(channels: int, height: int, wanted: int | None) -> Non
     ("channels", "images", "height", "wanted"),
     [
         (64, 16, 32, 4), (128, 16, 16, 4), (256, 16, 8, 4), (512, 16, 4, 2), (128, 4, 14, 2), (64, 16, 8, 4),
-        (32, 16, 32, None), (512, 1, 7, None), (256, 16, 3, None),
+        (32, 16, 32, 4), (16, 16, 32, None), (512, 1, 7, None), (256, 16, 3, None),
     ],
 )  # fmt: skip
 def test_training(channels: int, images: int, height: int, wanted: int | None) -> None:

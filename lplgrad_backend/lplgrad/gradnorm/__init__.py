@@ -14,7 +14,9 @@ How a batch costs about as much as reading it (see the modules):
     site, layers, convolution, products, activation    rules: ||G|| of each image without a backward pass of its own
     squeeze      squeeze and excitation, on the way back in one piece
     matrices, packing    products and convolutions, by the faster of torch's libraries
-    winograd, winograd_forms, winograd_choice    3x3 convolutions with fewer multiplications, and where they are faster
+    assembly, places, narrow    loops that torch has no call for: sums, ways back, gradients of few channels
+    winograd, winograd_forms, winograd_tiles, winograd_choice    3x3 convolutions with fewer multiplications, and where they
+                 are faster
     tally        adds up, tensor by tensor
     fallback     the slow exact ways, where something is not proved
     scorer       batches, memory, errors: what callers use

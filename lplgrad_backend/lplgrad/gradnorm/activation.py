@@ -10,7 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lplgrad_backend.lplgrad.gradnorm.assembly import Numbers
+
 aten = torch.ops.aten
+
+InLanes = Callable[[Numbers, Numbers], Numbers]
 
 
 @dataclass(frozen=True)
@@ -20,20 +24,33 @@ class Activation:
     Attributes:
         gradient: (gradient at y, y or z) -> gradient at z.
         of_output: the gradient is a function of y, so z need not be kept.
+        in_lanes: the same gradient for machine code, where it has no more than arithmetic in it.
     """
 
     apply: Callable[[Tensor], Tensor]
     gradient: Callable[[Tensor, Tensor], Tensor]
     of_output: bool
+    in_lanes: InLanes | None = None
 
 
-RELU = Activation(torch.relu_, lambda g, y: aten.threshold_backward.default(g, y, 0.0), of_output=True)
+RELU = Activation(
+    torch.relu_,
+    lambda g, y: aten.threshold_backward.default(g, y, 0.0),
+    of_output=True,
+    in_lanes=lambda g, y: y.where_above(0.0, g, 0.0),
+)
 RELU6 = Activation(
     lambda z: aten.hardtanh_.default(z, 0.0, 6.0),
     lambda g, y: aten.hardtanh_backward.default(g, y, 0.0, 6.0),
     of_output=True,
+    in_lanes=lambda g, y: y.where_above(0.0, (y * -1.0).where_above(-6.0, g, 0.0), 0.0),
 )
-HARDSWISH = Activation(aten.hardswish.default, aten.hardswish_backward.default, of_output=False)
+HARDSWISH = Activation(
+    aten.hardswish.default,
+    aten.hardswish_backward.default,
+    of_output=False,
+    in_lanes=lambda g, z: z.where_above(-3.0, (z * -1.0).where_above(-3.0, g * (z * (1 / 3) + 0.5), g), 0.0),
+)
 SILU = Activation(aten.silu.default, aten.silu_backward.default, of_output=False)
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lplgrad_backend.lplgrad.gradnorm import winograd, winograd_choice
+from lplgrad_backend.lplgrad.gradnorm import narrow, places, winograd, winograd_choice
 from lplgrad_backend.lplgrad.gradnorm.activation import Activation
 from lplgrad_backend.lplgrad.gradnorm.matrices import linear, outer_sums
 from lplgrad_backend.lplgrad.gradnorm.packing import Packed, Turned, pack, packable, turnable, way_back
@@ -33,7 +33,7 @@ from lplgrad_backend.lplgrad.gradnorm.products import (
     positions_last,
     weight_gradients,
 )
-from lplgrad_backend.lplgrad.gradnorm.tally import Tally, Target, at_least_single
+from lplgrad_backend.lplgrad.gradnorm.tally import Tally, Target
 
 LARGEST_OFFSET = 1e3
 """Above this |beta / gamma| the second form loses too many digits."""
@@ -108,9 +108,8 @@ class Convolution:
         self.pointwise = (
             kernel.weight.shape[2:] == (1, 1) and kernel.window.padding == (0, 0) and kernel.window.groups == 1
         )
-        self.needs_output = norm is not None and norm.gamma_target is not None
+        self.wants_gamma = norm is not None and norm.gamma_target is not None
         self.output_kept = output_kept
-        self._saves_output = activation is not None or (self.needs_output and output_kept)
         window = kernel.window
         self._turnable = memory_format == torch.channels_last and turnable(
             self.weight, window.stride, window.padding, window.dilation, window.groups
@@ -129,7 +128,7 @@ class Convolution:
         z = self._convolve(x, tiles)
         y = z if self.activation is None else self.activation.apply(z)
         output = y if self.activation is None or self.activation.of_output else z
-        return y, (x, output, *tiles) if self._saves_output else (x, *tiles)
+        return y, (x, output, *tiles) if self._is_output_read(x, y) else (x, *tiles)
 
     def _prepare(self, x: Tensor) -> None:
         """As the second batch suggests: the first is of few images, that tell how much memory one takes, or else of weights
@@ -174,11 +173,11 @@ class Convolution:
     def backward(
         self, tally: Tally, gradient: Tensor, saved: tuple[Tensor, ...], wanted: tuple[bool, ...]
     ) -> tuple[Tensor | None, ...]:
-        x, z = saved[0], saved[1] if self._saves_output else None
+        x, *others = saved
         g = gradient.contiguous(memory_format=self.memory_format)
-        if self.activation is not None and z is not None:
-            g = self.activation.gradient(g, z)
-        self._report(tally, x, g, z, saved[2:] if self._saves_output else saved[1:])
+        z = others.pop(0) if self._is_output_read(x, g) else None
+        g, total, inner = places.back(self.activation, g, z, self._output_tells(x, g, z))
+        self._report(tally, x, g, total, inner, others)
         return (self._input_gradient(x, g) if wanted[0] else None,)
 
     def _input_gradient(self, x: Tensor, g: Tensor) -> Tensor:
@@ -197,43 +196,49 @@ class Convolution:
         )[0]  # fmt: skip
         return gradient
 
-    def _report(self, tally: Tally, x: Tensor, g: Tensor, z: Tensor | None, tiles: Sequence[Tensor]) -> None:
-        total = g.sum((2, 3), dtype=at_least_single(g))  # [N, O]
+    def _report(
+        self, tally: Tally, x: Tensor, g: Tensor, total: Tensor, inner: Tensor | None, tiles: Sequence[Tensor]
+    ) -> None:
         norm, kernel, target = self.norm, self.kernel, self.kernel.weight_target
         if norm is not None:
             tally.add(norm.beta_target, total)
         if kernel.bias_target is not None:
             tally.add(kernel.bias_target, total if norm is None else total * norm.scale)
+        formed = self._forms_gradients(x, g) or (self.wants_gamma and inner is None)
         x = self._seen(x)
-        gradients = self._gradients(x, g, tiles) if self._forms_gradients(x, g, z) else None
+        gradients = self._gradients(x, g, tiles) if formed else None
         if target is not None and gradients is None:
             tally.add_squares(target, self._squares(x, self._scaled(g)))
         elif target is not None and gradients is not None:
             tally.add(target, self._weight_gradient(target, gradients))
-        if norm is not None and norm.gamma_target is not None:
-            if gradients is None or (self._output_tells(z) and g[0].numel() < gradients[0].numel()):
-                gamma = _gamma_by_output(norm, g, z, total)
-            else:
-                gamma = self._gamma(norm, gradients, total)
-            tally.add(norm.gamma_target, gamma)
+        if norm is not None and inner is not None:
+            tally.add(norm.gamma_target, _gamma_by_output(norm, total, inner))
+        elif norm is not None and self.wants_gamma and gradients is not None:
+            tally.add(norm.gamma_target, self._gamma(norm, gradients, total))
 
     def _seen(self, x: Tensor) -> Tensor:
         """The places that a 1x1 kernel looks at."""
         (down, right) = self.kernel.window.stride
         return x[:, :, ::down, ::right] if self.pointwise and (down, right) != (1, 1) else x
 
-    def _forms_gradients(self, x: Tensor, g: Tensor, z: Tensor | None) -> bool:
-        """Whether the weight's gradients are formed, or only their norm found."""
+    def _forms_gradients(self, x: Tensor, g: Tensor) -> bool:
+        """Whether the weight's gradients are formed for its own sake, or only their norm found."""
         target = self.kernel.weight_target
-        if target is not None and (not target.alone or self._are_gradients_cheaper(x, g)):
-            return True
-        if self.norm is None or self.norm.gamma_target is None:
-            return False
-        return not self._output_tells(z)
+        return target is not None and (not target.alone or self._are_gradients_cheaper(x, g))
 
-    def _output_tells(self, z: Tensor | None) -> bool:
-        """Whether gamma's gradient can be had from the output."""
-        return z is not None and self.output_kept and self.norm is not None and self.norm.invertible
+    def _is_output_read(self, x: Tensor, g: Tensor) -> bool:
+        """Whether the way back looks at the output again. Of g only the size matters, which is the output's."""
+        return self.activation is not None or (self.wants_gamma and self.output_kept and self._is_output_cheaper(x, g))
+
+    def _is_output_cheaper(self, x: Tensor, g: Tensor) -> bool:
+        """Whether gamma's gradient takes less from the output than from the weight's gradients."""
+        return not self._forms_gradients(x, g) or g[0].numel() < self.weight.numel()
+
+    def _output_tells(self, x: Tensor, g: Tensor, z: Tensor | None) -> bool:
+        """Whether gamma's gradient is had from the output."""
+        if z is None or not self.wants_gamma or not self.output_kept or self.norm is None or not self.norm.invertible:
+            return False
+        return places.is_read(self.activation, g, z) or self._is_output_cheaper(x, g)
 
     def _are_gradients_cheaper(self, x: Tensor, g: Tensor) -> bool:
         if self.depthwise:
@@ -245,7 +250,7 @@ class Convolution:
     def _weight_gradient(self, target: Target, gradients: Tensor) -> Tensor:
         """With the norm's scale; of a tensor used once, the lengths of its rows will do."""
         if target.alone:
-            lengths: Tensor = torch.linalg.vector_norm(gradients, dim=(2, 3, 4))
+            lengths = places.row_lengths(gradients)
             return lengths if self.norm is None else lengths * self.norm.scale
         return gradients if self.norm is None else gradients * self.norm.scale.view(-1, 1, 1, 1)
 
@@ -264,6 +269,8 @@ class Convolution:
 
     def _gradients(self, x: Tensor, g: Tensor, tiles: Sequence[Tensor]) -> Tensor:
         shape = self.weight.shape
+        if narrow.is_narrow(x, g, self.weight, self.kernel.window):
+            return narrow.weight_gradients(x, g, self.weight, self.kernel.window)
         if self.depthwise:
             return depthwise_gradients(x, g, self.weight, self.kernel.window)
         if self.pointwise:
@@ -282,9 +289,7 @@ def _arranged(weight: Tensor, norm: Normalisation | None, memory_format: torch.m
     return torch.mul(weight, norm.scale.view(-1, 1, 1, 1), out=arranged)
 
 
-def _gamma_by_output(norm: Normalisation, g: Tensor, z: Tensor | None, total: Tensor) -> Tensor:
-    assert z is not None
-    product = (g * z).sum((2, 3), dtype=at_least_single(g))
+def _gamma_by_output(norm: Normalisation, total: Tensor, inner: Tensor) -> Tensor:
     if norm.beta is not None:
-        product = product - norm.beta * total
-    return product if norm.gamma is None else product / norm.gamma
+        inner = inner - norm.beta * total
+    return inner if norm.gamma is None else inner / norm.gamma

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lplgrad_backend.lplgrad.gradnorm import places
 from lplgrad_backend.lplgrad.gradnorm.activation import Activation
 from lplgrad_backend.lplgrad.gradnorm.convolution import Normalisation, Statistics
 from lplgrad_backend.lplgrad.gradnorm.matrices import linear, outer_sums
@@ -63,17 +64,11 @@ class BatchNorm:
         x, norm = saved[0], self.norm
         g = gradient if self.activation is None else self.activation.gradient(gradient, saved[1])
         channels = (-1, *[1] * (x.dim() - 2))
-        total = _over_positions(g)
+        total, inner = places.sums(g, x) if norm.gamma_target is not None else (places.total_of(g), None)
         tally.add(norm.beta_target, total)
-        if norm.gamma_target is not None:
-            inner = _over_positions(g * x)
+        if inner is not None:
             tally.add(norm.gamma_target, (inner - norm.mean * total) * norm.inverse_deviation)
         return ((g * norm.scale.view(channels)).to(g.dtype) if wanted[0] else None,)
-
-
-def _over_positions(values: Tensor) -> Tensor:
-    """[N, C, ...] -> [N, C]."""
-    return values.sum(tuple(range(2, values.dim()))) if values.dim() > 2 else values
 
 
 class LayerNorm:

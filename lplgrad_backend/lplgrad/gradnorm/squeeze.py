@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lplgrad_backend.lplgrad.gradnorm import calls
+from lplgrad_backend.lplgrad.gradnorm import calls, places
 from lplgrad_backend.lplgrad.gradnorm.tally import Tally
 
 Saved = tuple[Tensor, ...]
@@ -57,7 +57,7 @@ class Gate:
     def backward(self, tally: Tally, gradient: Tensor, saved: Saved, wanted: Wanted) -> tuple[Tensor | None, ...]:
         s, x = saved
         self._squeeze.leave(gradient, s)
-        return (gradient * x).sum((2, 3), keepdim=True), None, None
+        return places.sums(gradient, x)[1][:, :, None, None], None, None
 
 
 @dataclass(frozen=True)

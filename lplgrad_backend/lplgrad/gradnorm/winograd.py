@@ -7,9 +7,9 @@ w  the kernel of one pair of channels                                           
     y = A' (sum over input channels of U . V) A        dH/dw = G' (sum over tiles of V . (A g A')) G
     dH/dx = A' (sum over output channels of U . V) A, of g, with the matrices of the way back
 
-. is place by place, so that each of k k places is one product of matrices. The others (winograd_forms.py) are products too,
-along one axis of the image after the other; of kernels, which are few, along both at once. V, which y and dH/dw both want,
-is made once where it is worth its memory (winograd_choice.kept).
+. is place by place, so that each of k k places is one product of matrices. The other matrices (winograd_forms.py) work along
+one axis of the image after the other (winograd_tiles.py). V, which y and dH/dw both want, is made once where it is worth its
+memory (winograd_choice.kept).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from lplgrad_backend.lplgrad.gradnorm.winograd_forms import Form, Way
+from lplgrad_backend.lplgrad.gradnorm.winograd_tiles import APART, cut, join, planes
 
 TOGETHER = 4096
 """Places of y that are done at a time, if a row of tiles has no more: few enough to stay near the
@@ -37,7 +38,7 @@ class Winograd:
 
     def __init__(self, form: Form, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> None:
         self.form, self._bias, self._padding = form, bias, padding
-        self._spread = (form.kernel @ _taps(weight)).permute(1, 2, 0)  # U [k k, I, O]
+        self._spread = _spread(form, weight)
 
     def __call__(self, x: Tensor, kept: Sequence[Tensor] = ()) -> Tensor:
         """x [N, I, H, W] -> y [N, O, H', W'], both channels last.
@@ -48,7 +49,7 @@ class Winograd:
         grid = Grid.over(output_size(x, self._padding), self.form.side)
         most = kept[0].shape[1] if kept else len(x)
         found = kept or _tiles(self.form.forwards, x, grid, self._padding, most)
-        return _convolved(found, x, self._spread, self._bias, self._padding, self.form.forwards, most)
+        return _convolved(found, x, self._spread.mT, self._bias, self._padding, self.form.forwards, most)
 
     def input_gradient(self, g: Tensor) -> Tensor:
         """dH/dy [N, O, H', W'] -> dH/dx [N, I, H, W], both channels last."""
@@ -56,14 +57,16 @@ class Winograd:
         padding = 2 - down, 2 - right
         grid = Grid.over(output_size(g, padding), self.form.side)
         found = _tiles(self.form.backwards, g, grid, padding, len(g))
-        return _convolved(found, g, self._spread.mT, None, padding, self.form.backwards, len(g))
+        return _convolved(found, g, self._spread, None, padding, self.form.backwards, len(g))
 
 
 def tiles(form: Form, x: Tensor, outputs: int, padding: tuple[int, int]) -> list[Tensor]:
     """V [k k, N, P, I] of x [N, I, H, W], some images and P tiles after the other, as `weight_gradients` wants them."""
-    grid = Grid.over(output_size(x, padding), form.side)
-    room = x.new_empty(len(form.kernel) * len(x) * grid.tiles * x.shape[1])  # one piece leaves fewer holes
-    return list(_tiles(form.forwards, x, grid, padding, _most(form, x.shape[1], outputs), room))
+    grid, most = Grid.over(output_size(x, padding), form.side), _most(form, x.shape[1], outputs)
+    pieces = len(grid.parts(x, most)) * len(grid.bands())
+    numbers = len(x) * grid.tiles * x.shape[1] + pieces * APART
+    room = x.new_empty(len(form.kernel) ** 2 * numbers)  # one piece leaves fewer holes
+    return list(_tiles(form.forwards, x, grid, padding, most, room))
 
 
 def weight_gradients(
@@ -76,13 +79,11 @@ def weight_gradients(
     """
     inputs, outputs = x.shape[1], g.shape[1]
     kernels = x.new_empty(len(x), outputs, 3, 3, inputs)
-    start = 0
+    places = iter(kernels)
     for part in _met(form, x, g, padding, _most(form, inputs, outputs), kept):
-        # dH/dU [k k n, O, I], each image by itself
-        spread = _sum(torch.bmm(of_g.flatten(0, 1).mT, of_x.flatten(0, 1)) for of_x, of_g in part)
-        found = (form.kernel.T @ spread.view(len(form.kernel), -1)).view(3, 3, -1, outputs, inputs)
-        kernels[start : start + found.shape[2]].copy_(found.permute(2, 3, 0, 1, 4))
-        start += found.shape[2]
+        bands = [[_spread_gradient(*met) for met in zip(of_x.unbind(1), of_g.unbind(1), strict=True)] for of_x, of_g in part]
+        for of_image in zip(*bands, strict=True):
+            _gather(form, _sum(of_image), next(places))
     gradients: Tensor = kernels.permute(0, 1, 4, 2, 3)
     return gradients
 
@@ -90,19 +91,45 @@ def weight_gradients(
 def weight_gradient(form: Form, x: Tensor, g: Tensor, padding: tuple[int, int]) -> Tensor:
     """Their sum [O, I, 3, 3], channels last."""
     bands = (band for part in _met(form, x, g, padding, len(x)) for band in part)
-    spread = _sum(torch.bmm(of_g.flatten(1, 2).mT, of_x.flatten(1, 2)) for of_x, of_g in bands)  # [k k, O, I]
-    kernels: Tensor = (form.kernel.T @ spread.transpose(0, 1)).unflatten(1, (3, 3))
+    kernels = x.new_empty(g.shape[1], 3, 3, x.shape[1])
+    _gather(form, _sum(_spread_gradient(of_x.flatten(1, 2), of_g.flatten(1, 2)) for of_x, of_g in bands), kernels)
     return kernels.permute(0, 3, 1, 2)
+
+
+ALONE = range(1), 1
+"""Kernels are of one tile each."""
+
+
+def _spread(form: Form, weight: Tensor) -> Tensor:
+    """U [k k, O, I] of a weight [O, I, 3, 3]."""
+    kernels = _rows_first(weight.contiguous(memory_format=torch.channels_last))
+    spread = planes(weight, (len(form.kernel) ** 2, len(weight), 1, weight.shape[1]))
+    cut(form.kernel, kernels, (0, 0), 3, ALONE, spread)
+    return spread.squeeze(2)
+
+
+def _spread_gradient(of_x: Tensor, of_g: Tensor) -> Tensor:
+    """dH/dU [k k, O, I], of V [k k, P, I] and A g A' [k k, P, O]."""
+    return _multiplied(of_g.mT, of_x)
+
+
+def _multiplied(left: Tensor, right: Tensor) -> Tensor:
+    """A product [k k, P, Q] for each place. The planes lie apart if one thread makes them: several of torch's would take up
+    to ten times as long for it (measured)."""
+    if torch.get_num_threads() > 1:
+        return torch.bmm(left, right)
+    room = planes(left, (len(left), left.shape[1], 1, right.shape[2])).squeeze(2)
+    return torch.bmm(left, right, out=room)
+
+
+def _gather(form: Form, spread: Tensor, kernels: Tensor) -> None:
+    """dH/dU [k k, O, I] -> kernels [O, 3, 3, I]."""
+    join(form.kernel.T, spread.unsqueeze(2), None, kernels, ALONE)
 
 
 def output_size(x: Tensor, padding: tuple[int, int]) -> tuple[int, int]:
     """H' and W' of x [N, I, H, W]."""
     return x.shape[2] + 2 * padding[0] - 2, x.shape[3] + 2 * padding[1] - 2
-
-
-def _taps(weight: Tensor) -> Tensor:
-    """[O, I, 3, 3] -> [O, 9, I]."""
-    return weight.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:
@@ -112,23 +139,21 @@ def _sum(parts: Iterable[Tensor]) -> Tensor:
 
 def _most(form: Form, inputs: int, outputs: int) -> int:
     """Images whose weight gradients are made at a time."""
-    return max(1, LARGEST_SPREAD // (len(form.kernel) * inputs * outputs))
+    return max(1, LARGEST_SPREAD // (len(form.kernel) ** 2 * inputs * outputs))
 
 
 def _convolved(
     tiles: Iterable[Tensor], x: Tensor, spread: Tensor, bias: Tensor | None, padding: tuple[int, int], way: Way, most: int
 ) -> Tensor:
     """y, of V of at most so many images after the other."""
-    (height, width), side = output_size(x, padding), len(way.joining)
-    grid = Grid.over((height, width), side)
-    whole = len(x), spread.shape[2], side * grid.down, side * grid.right
-    y = torch.empty(whole, dtype=x.dtype, memory_format=torch.channels_last)
-    places = (grid.inside(out, rows) for out in grid.parts(_rows_first(y), most) for rows in grid.bands())
-    for band, out in zip(tiles, places, strict=True):
-        _join(way.joining, torch.bmm(band.flatten(1, 2), spread), bias, out, side)
-    if (height, width) == whole[2:]:
-        return y  # no view, which an activation in place would not be allowed on
-    return y[:, :, :height, :width].contiguous(memory_format=torch.channels_last)
+    height, width = output_size(x, padding)
+    grid = Grid.over((height, width), len(way.joining))
+    y = torch.empty(len(x), spread.shape[2], height, width, dtype=x.dtype, memory_format=torch.channels_last)
+    places = ((part, rows) for part in grid.parts(_rows_first(y), most) for rows in grid.bands())
+    for band, (part, rows) in zip(tiles, places, strict=True):
+        products = _multiplied(band.flatten(1, 2), spread).unflatten(1, band.shape[1:3])
+        join(way.joining, products, bias, part, (rows, grid.right))
+    return y
 
 
 def _met(
@@ -137,10 +162,8 @@ def _met(
     """V [k k, N, P, I] and A g A' [k k, N, P, O] of at most so many images after the other, each in bands of P tiles."""
     grid = Grid.over((g.shape[2], g.shape[3]), form.side)
     of_x = iter(kept or _tiles(form.forwards, x, grid, padding, most))
-    for inside in grid.frames(grid.parts(_rows_first(g), most), (0, 0), 0):
-        yield (
-            (next(of_x), _spread(form.forwards.joining.T, grid.inside(inside, rows), form.side)) for rows in grid.bands()
-        )
+    for part in grid.parts(_rows_first(g), most):
+        yield ((next(of_x), _band(form.forwards.joining.T, part, grid, rows, (0, 0))) for rows in grid.bands())
 
 
 # Tiles
@@ -151,13 +174,20 @@ def _tiles(
 ) -> Iterator[Tensor]:
     """V [k k, N, P, I] of at most so many images after the other, each in bands of P tiles; one behind the other if there is
     room for it."""
-    start = 0
-    for framed in grid.frames(grid.parts(_rows_first(x), most), padding, 2):
+    for part in grid.parts(_rows_first(x), most):
         for rows in grid.bands():
-            size = len(way.spreading) ** 2 * len(framed) * (rows.stop - rows.start) * grid.right * x.shape[1]
-            out = None if room is None else room[start : start + size]
-            start += size
-            yield _spread(way.spreading, grid.under(framed, rows), grid.side, out)
+            band = _band(way.spreading, part, grid, rows, padding, room)
+            room = None if room is None else room[len(band) * band.stride(0) :]
+            yield band
+
+
+def _band(
+    matrix: Tensor, part: Tensor, grid: Grid, rows: range, corner: tuple[int, int], room: Tensor | None = None
+) -> Tensor:
+    """The matrix along both axes of what is under some rows of tiles [N, H, W, C] -> [k k, N, P, C]."""
+    band = planes(part, (len(matrix) ** 2, len(part), len(rows) * grid.right, part.shape[3]), room)
+    cut(matrix, part, corner, grid.side, (rows, grid.right), band)
+    return band
 
 
 @dataclass(frozen=True)
@@ -190,55 +220,11 @@ class Grid:
         parts: tuple[Tensor, ...] = features.split(max(1, min(self._rows // self.down, most)))
         return parts
 
-    def bands(self) -> Iterator[slice]:
+    def bands(self) -> list[range]:
         rows = math.ceil(self.down / math.ceil(self.down / self._rows))  # of as few bands as may be, as even ones as may be
-        return (slice(start, min(start + rows, self.down)) for start in range(0, self.down, rows))
-
-    def frames(self, parts: Sequence[Tensor], padding: tuple[int, int], around: int) -> Iterator[Tensor]:
-        """Each part with zeros about it, as many as all tiles want that look this much further; in the same memory."""
-        (top, left), (images, height, width, channels) = padding, parts[0].shape
-        whole = self.side * self.down + around, self.side * self.right + around
-        if whole == (height, width):
-            yield from parts
-            return
-        frame = parts[0].new_zeros(images, *whole, channels)
-        inside = frame[:, top : top + height, left : left + width]
-        for part in parts:
-            inside[: len(part)].copy_(part)
-            yield frame[: len(part)]
-
-    def under(self, framed: Tensor, rows: slice) -> Tensor:
-        """Places that the tiles of these rows look at."""
-        return framed[:, self.side * rows.start : self.side * rows.stop + 2]
-
-    def inside(self, y: Tensor, rows: slice) -> Tensor:
-        """Places of these rows of tiles."""
-        return y[:, self.side * rows.start : self.side * rows.stop]
-
-
-def _spread(matrix: Tensor, places: Tensor, side: int, out: Tensor | None = None) -> Tensor:
-    """The matrix [k, q] along both axes of all q x q places of [N, H, W, C], one every side -> [k k, N, tiles, C]."""
-    across = _along(matrix, places, 2, side)  # [k, N, H, right, C]
-    both = _along(matrix, across, 2, side, out)  # [k, k, N, down, right, C]
-    return both.view(len(matrix) ** 2, len(places), -1, places.shape[3])
-
-
-def _along(matrix: Tensor, places: Tensor, axis: int, step: int, out: Tensor | None = None) -> Tensor:
-    """The matrix [k, q] times all q places in a row of an axis, one every step -> [k, ...], one of an axis each."""
-    rows = places.unfold(axis, matrix.shape[1], step).movedim(-1, 0)
-    room = None if out is None else out.view(len(matrix), -1)
-    return torch.mm(matrix, rows.reshape(matrix.shape[1], -1), out=room).view(len(matrix), *rows.shape[1:])
-
-
-def _join(matrix: Tensor, products: Tensor, bias: Tensor | None, y: Tensor, side: int) -> None:
-    """The matrix [m, k] along both axes of products [k k, N tiles, O], plus the bias, into tiles of y [N, H, W, O]."""
-    tiles = y.unflatten(1, (-1, side)).unflatten(3, (-1, side))  # [N, down, m, right, m, O]
-    images, down, _, right = tiles.shape[:4]
-    once = (matrix @ products.view(matrix.shape[1], -1)).view(side, matrix.shape[1], -1)
-    places = (matrix @ once).view(side, side, images, down, right, -1).permute(2, 3, 0, 4, 1, 5)
-    tiles.copy_(places) if bias is None else torch.add(places, bias, out=tiles)
+        return [range(start, min(start + rows, self.down)) for start in range(0, self.down, rows)]
 
 
 def _rows_first(features: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N, H, W, C]."""
+    """[N, C, H, W], channels last -> [N, H, W, C]."""
     return features.permute(0, 2, 3, 1)

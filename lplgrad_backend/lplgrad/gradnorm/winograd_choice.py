@@ -1,8 +1,8 @@
 """Where Winograd's form is faster, and of tiles of which side.
 
-Costs were fitted to what 3x3 convolutions of 48 to 512 channels and 3 to 56 places a side took (AVX2, one thread), and are
-counted in multiplications of an ordinary convolution for each pair of channels. What they choose takes a hundredth longer
-than the fastest, in the mean.
+Costs were fitted to what 3x3 convolutions of 48 to 512 channels and 4 to 56 places a side took (AVX2, one thread), and are
+counted in multiplications of an ordinary convolution for each pair of channels. What they choose takes two to five
+hundredths longer than the fastest, in the mean, of which most is the machine's noise.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Cost:
     once: float
 
 
-CONVOLUTION: Mapping[int, Cost] = {2: Cost(18.7, 727, 220), 4: Cost(45.9, 2512, 565)}
+CONVOLUTION: Mapping[int, Cost] = {2: Cost(19.7, 340, 225), 4: Cost(51, 800, 580)}
 """By the side of a tile. Forwards, or backwards to the input."""
 
-WEIGHT_GRADIENT: Mapping[int, Cost] = {2: Cost(17.1, 316, 303), 4: Cost(50.0, 1055, 823)}
+WEIGHT_GRADIENT: Mapping[int, Cost] = {2: Cost(9.3, 350, 485), 4: Cost(32.5, 640, 855)}
 """Of each image by itself."""
 
-TRAINING: Mapping[int, Cost] = {2: Cost(16.4, 654, 256), 4: Cost(42.4, 2118, 824)}
+TRAINING: Mapping[int, Cost] = {2: Cost(15, 350, 510), 4: Cost(38, 1040, 1170)}
 """Forwards, backwards to the input and to the weight; a third of all three."""
 
 WORTH = 0.95
@@ -76,7 +76,7 @@ def kept(x: Tensor, weight: Tensor, window: Window) -> Form | None:
     found = _fastest(WEIGHT_GRADIENT, 1, size, weight)
     if found is None:
         return None
-    return found if len(found.kernel) * Grid.over(size, found.side).tiles * x.shape[1] <= LARGEST_KEPT else None
+    return found if len(found.kernel) ** 2 * Grid.over(size, found.side).tiles * x.shape[1] <= LARGEST_KEPT else None
 
 
 def training(x: Tensor, weight: Tensor, window: Window) -> Form | None:

@@ -13,7 +13,7 @@ a kernel serves the way back: its rows in another order, times factors that A ta
 
 A form is the more exact the nearer its points are to 1 and to each other's middle. With 2/3 and 3/2 one of 4 x 4 errs in
 the mean by 9e-7 of y's length, with the usual 1 and 2 by 2e-6, one of 2 x 2 by 3e-7 and torch's own convolution by 4e-7
-(128 channels). Fractions cost nothing, since products by the matrices are products of matrices (torch has no quicker way).
+(128 channels). Fractions cost little: reading and writing takes longer than all the arithmetic.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Form:
 
     Args:
         side: m.
-        kernel: G (x) G [k k, 9], by which U is made of a kernel whose taps are in one row, for both axes at once.
+        kernel: G [k, 3], for each axis, by which U is made of a kernel.
         forwards, backwards: x and y; and dH/dy and dH/dx, where U is the same.
     """
 
@@ -76,7 +76,7 @@ def form(side: int) -> Form:
     turned = _inverses(points)
     factors = (g.flip(1) * g[turned]).sum(1, keepdim=True) / g[turned].square().sum(1, keepdim=True)
     backwards = _way((factors * a)[turned], b[turned])
-    return Form(side, torch.kron(g, g).float(), _way(a, b), backwards)
+    return Form(side, g.float(), _way(a, b), backwards)
 
 
 def _way(a: Tensor, b: Tensor) -> Way:
