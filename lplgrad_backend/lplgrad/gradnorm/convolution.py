@@ -268,13 +268,12 @@ class Convolution:
         return gram_squares(x, g, (self.weight.shape[2], self.weight.shape[3]), self.kernel.window)
 
     def _gradients(self, x: Tensor, g: Tensor, tiles: Sequence[Tensor]) -> Tensor:
-        shape = self.weight.shape
+        if self.pointwise:
+            return outer_sums(positions_last(x), positions_last(g)).view(-1, *self.weight.shape)
         if narrow.is_narrow(x, g, self.weight, self.kernel.window):
             return narrow.weight_gradients(x, g, self.weight, self.kernel.window)
         if self.depthwise:
             return depthwise_gradients(x, g, self.weight, self.kernel.window)
-        if self.pointwise:
-            return outer_sums(positions_last(x), positions_last(g)).view(-1, *shape)
         form = winograd_choice.weight_gradient(x, g, self.weight, self.kernel.window)
         if form is not None:
             return winograd.weight_gradients(form, x, g, self.kernel.window.padding, tiles)

@@ -5,7 +5,7 @@ r = stride p + dilation i - padding,  s = stride q + dilation j - padding
 
     G_n,ij,a,c = sum over p, q of g_n,pq,c x_n,rs,a      a = c alone where the convolution is depthwise
 
-Too little arithmetic for a product of matrices, and oneDNN's own weight gradients copy all of it first: they take 2 to 7
+Too little arithmetic for a product of matrices, and oneDNN's own weight gradients copy all of it first: they take up to 7
 times as long (measured). Here a row of the output meets a row of the input, neighbouring channels side by side, and the
 sums for one row of the kernel stay in registers.
 """

@@ -30,7 +30,8 @@ FEWEST_CHANNELS = 32
 """In and out, from which products of shifted maps pay (measured: at 16 they take as long as oneDNN image by image)."""
 
 LARGEST_DIRECT_KERNEL = 3
-"""oneDNN has a fast weight gradient for depthwise kernels up to this size (measured: 5x5 takes 8 times as long)."""
+"""torch has a fast weight gradient for depthwise kernels up to this size (measured on a processor: 5x5 takes 8 times as
+long)."""
 
 LARGEST_SIDE_BY_SIDE, MOST_CHANNELS_SIDE_BY_SIDE = 310_000, 8
 """Numbers of an image and its gradient, and channels of a group, up to which several images at once are faster than one by
@@ -210,20 +211,17 @@ def _phases(x: Tensor, window: Window, rows: int, columns: int) -> Tensor:
 
 
 def depthwise_gradients(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> Tensor:
-    """The same for one input channel per group.
+    """The same for one input channel per group, where narrow.py cannot: on a GPU, in another precision, with channels first.
 
-    Each channel's input, convolved with its gradient as the filter. Where channels come last in memory that takes a
-    copy, and small kernels are cheaper image by image.
+    Each channel's input, convolved with its gradient as the filter.
     """
     images, channels = g.shape[:2]
     height, width = weight.shape[2:]
     if channels_last(x) and max(height, width) <= LARGEST_DIRECT_KERNEL:
         return weight_gradients_by_layer(x, g, weight, window)
-    (top, left), (down, right) = window.padding, window.stride
-    strided = max(window.stride) > 1  # where channels last are faster, at a quarter to a half less (measured)
-    planes = _side_by_side(x) if strided else x.reshape(1, images * channels, *x.shape[2:])
+    planes = x.reshape(1, images * channels, *x.shape[2:])
     filters = g.reshape(images * channels, 1, *g.shape[2:])
-    taps = F.conv2d(planes, filters, None, window.dilation, (top, left), (down, right), images * channels)
+    taps = F.conv2d(planes, filters, None, window.dilation, window.padding, window.stride, images * channels)
     return taps[:, :, :height, :width].reshape(images, channels, 1, height, width)
 
 

@@ -81,7 +81,7 @@ def weight_gradients(
     kernels = x.new_empty(len(x), outputs, 3, 3, inputs)
     places = iter(kernels)
     for part in _met(form, x, g, padding, _most(form, inputs, outputs), kept):
-        bands = [[_spread_gradient(*met) for met in zip(of_x.unbind(1), of_g.unbind(1), strict=True)] for of_x, of_g in part]
+        bands = [_spread_gradients(*met) for met in part]
         for of_image in zip(*bands, strict=True):
             _gather(form, _sum(of_image), next(places))
     gradients: Tensor = kernels.permute(0, 1, 4, 2, 3)
@@ -92,7 +92,8 @@ def weight_gradient(form: Form, x: Tensor, g: Tensor, padding: tuple[int, int]) 
     """Their sum [O, I, 3, 3], channels last."""
     bands = (band for part in _met(form, x, g, padding, len(x)) for band in part)
     kernels = x.new_empty(g.shape[1], 3, 3, x.shape[1])
-    _gather(form, _sum(_spread_gradient(of_x.flatten(1, 2), of_g.flatten(1, 2)) for of_x, of_g in bands), kernels)
+    spread = _sum(_multiplied(of_g.flatten(1, 2).mT, of_x.flatten(1, 2)) for of_x, of_g in bands)
+    _gather(form, spread, kernels)
     return kernels.permute(0, 3, 1, 2)
 
 
@@ -108,9 +109,10 @@ def _spread(form: Form, weight: Tensor) -> Tensor:
     return spread.squeeze(2)
 
 
-def _spread_gradient(of_x: Tensor, of_g: Tensor) -> Tensor:
-    """dH/dU [k k, O, I], of V [k k, P, I] and A g A' [k k, P, O]."""
-    return _multiplied(of_g.mT, of_x)
+def _spread_gradients(of_x: Tensor, of_g: Tensor) -> list[Tensor]:
+    """dH/dU [k k, O, I] of each image, from V [k k, N, P, I] and A g A' [k k, N, P, O]."""
+    images = zip(of_x.unbind(1), of_g.unbind(1), strict=True)
+    return [_multiplied(g_n.mT, x_n) for x_n, g_n in images]
 
 
 def _multiplied(left: Tensor, right: Tensor) -> Tensor:
