@@ -25,8 +25,11 @@ from torch import Tensor
 
 WORD, SINGLE = ir.IntType(64), ir.FloatType()
 
-LANES = (16, 8, 1)
-"""Channels at a time: as many as fit, then fewer. Sixteen are two registers of AVX2, one of AVX-512, four of NEON."""
+Widths = tuple[int, ...]
+"""Numbers of lanes, the largest first: as many channels at a time as fit, then fewer."""
+
+LANES: Widths = (16, 8, 1)
+"""Sixteen are two registers of AVX2, one of AVX-512, four of NEON."""
 
 WORTH_THREADS = 2**20
 """Numbers from which starting threads takes less time than they save."""
@@ -140,11 +143,11 @@ class Assembly:
         code.branch(head)
         code.position_at_end(end)
 
-    def channels(self, count: Whole, widths: Sequence[int] = LANES) -> Iterator[tuple[int, Whole]]:
+    def channels(self, count: Whole, widths: Widths = LANES) -> Iterator[tuple[int, Whole]]:
         """What is written inside is done for all channels: how many at a time, and the first of them.
 
         Args:
-            widths: powers of two, the largest first; the last divides the number of channels.
+            widths: powers of two, of which the last divides the number of channels.
         """
         start: Whole | int = 0
         for lanes in widths:
@@ -231,6 +234,11 @@ class Routine:
             parts = [(start, min(start + some, images)) for start in range(0, images, some)]
             for part in [pool.submit(self._run, *places, *part, *sizes) for part in parts]:
                 part.result()
+
+
+def widths_for(channels: int, most: int = LANES[0]) -> Widths:
+    """Of LANES, those that this many channels may want; code for fewer takes less time to make."""
+    return tuple(lanes for lanes in LANES if lanes <= most and (lanes > 1 or channels % LANES[1]))
 
 
 def readable(*features: Tensor) -> bool:

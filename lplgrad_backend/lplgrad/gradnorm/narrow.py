@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lplgrad_backend.lplgrad.gradnorm.assembly import Assembly, Numbers, Routine, Whole, readable
+from lplgrad_backend.lplgrad.gradnorm.assembly import Assembly, Numbers, Routine, Whole, Widths, readable, widths_for
 from lplgrad_backend.lplgrad.gradnorm.products import Window
 
 MOST_INPUTS = 4
@@ -48,7 +48,7 @@ def weight_gradients(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> Te
     sizes = (
         *x.shape[1:], rows, columns, outputs, *window.stride, *window.padding, *window.dilation, height, start, stop
     )  # fmt: skip
-    _products(width, window.groups > 1)(images, (x, g, found), sizes)
+    _products(width, window.groups > 1, widths_for(outputs))(images, (x, g, found), sizes)
     return found.permute(0, 4, 3, 1, 2)
 
 
@@ -60,8 +60,8 @@ def _inside(pixels: int, columns: int, width: int, window: Window) -> tuple[int,
 
 
 @functools.cache
-def _products(width: int, depthwise: bool) -> Routine:
-    return Routine(_Products(width, depthwise).written)
+def _products(width: int, depthwise: bool, widths: Widths) -> Routine:
+    return Routine(_Products(width, depthwise, widths).written)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class _Meeting:
 class _Products:
     """The routine while it is written."""
 
-    def __init__(self, width: int, depthwise: bool) -> None:
+    def __init__(self, width: int, depthwise: bool, widths: Widths) -> None:
         self.width, self.depthwise = width, depthwise
         self.written = Assembly("products", arrays=3, sizes=15)
         self.x, self.g, self.found = self.written.arrays
@@ -94,7 +94,7 @@ class _Products:
             self.left, self.dilation, self.across, self.kernel_height, self.start, self.stop,
         ) = self.written.sizes  # fmt: skip
         with self.written.loop(self.written.first, self.written.last) as n, self.written.loop(0, self.rows) as p:
-            for lanes, c in self.written.channels(self.outputs):
+            for lanes, c in self.written.channels(self.outputs, widths):
                 self._meet(n, p, c, lanes)
 
     def _meet(self, n: Whole, p: Whole, c: Whole, lanes: int) -> None:

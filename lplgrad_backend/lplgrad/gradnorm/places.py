@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lplgrad_backend.lplgrad.gradnorm.activation import Activation, InLanes
-from lplgrad_backend.lplgrad.gradnorm.assembly import Assembly, Routine, readable
+from lplgrad_backend.lplgrad.gradnorm.assembly import Assembly, Routine, Widths, readable, widths_for
 from lplgrad_backend.lplgrad.gradnorm.tally import at_least_single
 
 TOGETHER = 32
@@ -72,19 +72,19 @@ def _swept(activation: Activation | None, g: Tensor, z: Tensor) -> tuple[Tensor,
     images, channels, height, width = g.shape
     found = g if activation is None else torch.empty_like(g)
     total, inner = g.new_zeros(2, images, channels).unbind()
-    sweep = _sweep(None if activation is None else activation.in_lanes)
+    sweep = _sweep(None if activation is None else activation.in_lanes, widths_for(channels))
     sweep(images, (g, z, found, total, inner), (height * width, channels))
     return found, total, inner
 
 
 @functools.cache
-def _sweep(gradient: InLanes | None) -> Routine:
+def _sweep(gradient: InLanes | None, widths: Widths) -> Routine:
     written = Assembly("sweep", arrays=5, sizes=2)
     g, z, found, total, inner = written.arrays
     places, channels = written.sizes
     with written.loop(written.first, written.last) as n, written.loop(0, places, TOGETHER) as start:
         stop = (start + TOGETHER).least(places)
-        for lanes, c in written.channels(channels):
+        for lanes, c in written.channels(channels, widths):
             of_g, of_gz = written.total(lanes), written.total(lanes)
             with written.loop(start, stop) as p:
                 at = (n * places + p) * channels + c

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
-from lplgrad_backend.lplgrad.gradnorm.assembly import Assembly, Numbers, Routine, Whole
+from lplgrad_backend.lplgrad.gradnorm.assembly import Assembly, Numbers, Routine, Whole, Widths, widths_for
 
-LANES = (8, 1)
-"""Channels at a time: of eight, a tile of 6 x 6 fits the nearest memory."""
+LANES = 8
+"""Channels at a time at most, of which a tile of 6 x 6 fits the nearest memory."""
 
 APART = 16
 """Numbers between two of the k k planes. At distances of a power of two all places of a tile would want the same few lines
@@ -47,7 +47,7 @@ def cut(matrix: Tensor, x: Tensor, corner: tuple[int, int], side: int, tiles: tu
     """
     rows, right = tiles
     sizes = *x.shape[1:], *corner, side, rows.start, rows.stop, right, out.stride(0)
-    _cut(_constants(matrix))(len(x), (x, out), sizes)
+    _cut(_constants(matrix), widths_for(x.shape[3], LANES))(len(x), (x, out), sizes)
 
 
 def join(matrix: Tensor, products: Tensor, bias: Tensor | None, y: Tensor, tiles: tuple[range, int]) -> None:
@@ -59,7 +59,7 @@ def join(matrix: Tensor, products: Tensor, bias: Tensor | None, y: Tensor, tiles
     rows, right = tiles
     sizes = *y.shape[1:], rows.start, rows.stop, right, products.stride(0)
     arrays = (products, y) if bias is None else (products, y, bias)
-    _join(_constants(matrix), bias is not None)(len(y), arrays, sizes)
+    _join(_constants(matrix), bias is not None, widths_for(y.shape[3], LANES))(len(y), arrays, sizes)
 
 
 def _constants(matrix: Tensor) -> Matrix:
@@ -67,7 +67,7 @@ def _constants(matrix: Tensor) -> Matrix:
 
 
 @functools.cache
-def _cut(matrix: Matrix) -> Routine:
+def _cut(matrix: Matrix, widths: Widths) -> Routine:
     written = Assembly("cut", arrays=2, sizes=10)
     x, out = written.arrays
     height, width, channels, top, left, side, first, last, right, plane = written.sizes
@@ -75,7 +75,7 @@ def _cut(matrix: Matrix) -> Routine:
         rows = [i * side + r - top for r in range(len(matrix[0]))]
         inside = [row.is_within(height) for row in rows]
         tile = (n * (last - first) + i - first) * right + j
-        for lanes, c in written.channels(channels, LANES):
+        for lanes, c in written.channels(channels, widths):
 
             def column(s: Whole, c: Whole = c, lanes: int = lanes) -> list[Numbers]:
                 at = j * side + s - left
@@ -89,14 +89,14 @@ def _cut(matrix: Matrix) -> Routine:
 
 
 @functools.cache
-def _join(matrix: Matrix, biased: bool) -> Routine:
+def _join(matrix: Matrix, biased: bool, widths: Widths) -> Routine:
     written = Assembly("join", arrays=2 + biased, sizes=7)
     products, y, *bias = written.arrays
     height, width, channels, first, last, right, plane = written.sizes
     side, reach = len(matrix), len(matrix[0])
     with written.loop(written.first, written.last) as n, written.loop(first, last) as i, written.loop(0, right) as j:
         tile = (n * (last - first) + i - first) * right + j
-        for lanes, c in written.channels(channels, LANES):
+        for lanes, c in written.channels(channels, widths):
 
             def column(s: Whole, c: Whole = c, lanes: int = lanes) -> list[Numbers]:
                 places = [plane * (s + r * reach) + tile * channels + c for r in range(reach)]
