@@ -116,7 +116,7 @@ def _ablation(found: Mapping[str, Any] | None) -> list[str]:
     return [
         "\n### What each shortcut is worth\n",
         "Time without it over time with all (`benchmarks/gradient_norms_ablation.py`, median of",
-        f"{found['rounds']} rounds, good to about 0.04); 1 where a network has no use for it.\n",
+        f"{found['rounds']} rounds beside busy neighbours, good to about 0.1); 1 where a network has no use for it.\n",
         f"| without | {' | '.join(names)} |",
         f"|---|{'---|' * len(names)}",
         *[
