@@ -48,7 +48,7 @@ def weight_gradients(x: Tensor, g: Tensor, weight: Tensor, window: Window) -> Te
     sizes = (
         *x.shape[1:], rows, columns, outputs, *window.stride, *window.padding, *window.dilation, height, start, stop
     )  # fmt: skip
-    _products(width, window.groups > 1, widths_for(outputs))(images, (x, g, found), sizes)
+    _routine(width, window.groups > 1, widths_for(outputs))(images, (x, g, found), sizes)
     return found.permute(0, 4, 3, 1, 2)
 
 
@@ -60,8 +60,8 @@ def _inside(pixels: int, columns: int, width: int, window: Window) -> tuple[int,
 
 
 @functools.cache
-def _products(width: int, depthwise: bool, widths: Widths) -> Routine:
-    return Routine(_Products(width, depthwise, widths).written)
+def _routine(width: int, depthwise: bool, widths: Widths) -> Routine:
+    return Routine(_Loops(width, depthwise, widths).written)
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ class _Meeting:
     lanes: int
 
 
-class _Products:
-    """The routine while it is written."""
+class _Loops:
+    """Images, rows of the output, channels, rows of the kernel, and places in a row: the routine while it is written."""
 
     def __init__(self, width: int, depthwise: bool, widths: Widths) -> None:
         self.width, self.depthwise = width, depthwise
-        self.written = Assembly("products", arrays=3, sizes=15)
+        self.written = Assembly("narrow", arrays=3, sizes=15)
         self.x, self.g, self.found = self.written.arrays
         (
             self.inputs, self.height, self.pixels, self.rows, self.columns, self.outputs, self.down, self.right, self.top,
